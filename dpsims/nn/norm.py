@@ -1,0 +1,250 @@
+"""Batch normalisation, over one process or many, whose statistics no bad batch can poison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+from dpsims._checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    check_tensor,
+    values_are_readable,
+)
+from dpsims.errors import InputError
+from dpsims.nn._buffers import WideBuffers
+
+_NORMS = ("batch", "sync_batch", "instance", "none")
+_ADVICE = 'use a larger batch, larger maps or norm="instance"'
+
+
+class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
+    r"""Normalise every channel by its mean and variance over the batch and the map.
+
+    As :class:`torch.nn.BatchNorm2d`, with its buffer names, so ``update_bn`` and its checkpoints
+    work. Different in four points: a batch with a NaN or infinite moment leaves the running
+    statistics alone (the output still shows it); they stay in float32 when the model is cast to
+    half precision; ``sync=True`` shares the moments between processes on any backend, CPU
+    included; input and module may differ in dtype.
+
+    Args:
+        channels: Width ``C`` of the maps.
+        affine: Whether to learn a scale (starts at 1) and a shift (starts at 0) per channel.
+        momentum: Share of the newest batch in the running statistics. ``None`` means the plain
+            average of all batches.
+        eps: Added to the variance.
+        sync: Whether all processes of the default group normalise as one batch, weighted by their
+            sizes. Without a group, or in a group of one, this changes nothing.
+
+    Shape:
+        - features ``(B, C, H, W)``; output the same, in the same dtype and memory format
+
+    Raises:
+        InputError: A setting out of range; features of another width; in training a batch of
+            fewer than two values per channel.
+        DTypeError: Not a floating-point tensor.
+
+    Note:
+        Training uses and records batch statistics, evaluation uses the recorded ones. The recorded
+        variance is the unbiased one. With ``sync=True`` one collective runs in each direction, so
+        every process must call the module equally often; a process may hold an empty batch.
+        Gradients: any order. Moments are taken in float32 or better.
+
+    Source:
+        Ioffe and Szegedy, 2015. In DP-SIMS: the norm of SPADE, of the label-map encoder and of the
+        backbone's features (there without scale and shift).
+
+    Example:
+        >>> norm = BatchNorm2d(3, affine=False)
+        >>> out = norm(torch.randn(4, 3, 8, 8) * 5 + 2)
+        >>> bool(out.mean().abs() < 1e-5), out.std().item().__round__(2)
+        (True, 1.0)
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        affine: bool = True,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        sync: bool = False,
+    ) -> None:
+        check_int("BatchNorm2d", "channels", channels)
+        check_bool("BatchNorm2d", "affine", affine)
+        check_bool("BatchNorm2d", "sync", sync)
+        check_number("BatchNorm2d", "eps", eps, above=0)
+        if momentum is not None:
+            check_number("BatchNorm2d", "momentum", momentum, minimum=0, maximum=1)
+        super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
+        self.sync = sync
+        # make_norm puts the name of the block here, so that errors speak of what the user built
+        self._owner = "BatchNorm2d"
+
+    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Normalise the maps; see the class."""
+        check_tensor(self._owner, "features", features, "B C H W", C=self.num_features)
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        weight = None if self.weight is None else self.weight.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        if not self.training:
+            mean, var = self.running_mean.to(dtype), self.running_var.to(dtype)
+            return F.batch_norm(features, mean, var, weight, bias, eps=self.eps)
+        if self.sync and _world_size() > 1:
+            return self._forward_sync(features, weight, bias)
+        _check_moments_exist(self._owner, features, features.numel() // self.num_features)
+        # momentum 1 turns the scratch buffers into this batch's moments
+        moments = features.new_zeros((2, self.num_features), dtype=dtype)
+        mean, var = moments.unbind()
+        out = F.batch_norm(
+            features, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps
+        )
+        self._record(moments)
+        return out
+
+    def _forward_sync(
+        self, features: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        maps = features.to(torch.promote_types(features.dtype, torch.float32))
+        count, mean, var = _group_moments(maps)
+        if values_are_readable(count):
+            _check_moments_exist(self._owner, features, int(count))
+        self._record(torch.stack((mean, var * count / (count - 1))))
+        scale = torch.rsqrt(var + self.eps)
+        out = (maps - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
+        if weight is not None:
+            out = out * weight.view(-1, 1, 1)
+        if bias is not None:
+            out = out + bias.view(-1, 1, 1)
+        return out.to(features.dtype)
+
+    @torch.no_grad()
+    def _record(self, moments: Tensor) -> None:
+        """Fold one batch into the running statistics, unless a moment is not finite."""
+        moments = moments.to(self.running_mean.dtype)
+        finite = moments.isfinite().all()
+        self.num_batches_tracked.add_(finite)
+        share: Any = self.momentum
+        if share is None:
+            share = self.num_batches_tracked.clamp(min=1).to(moments.dtype).reciprocal()
+        for running, new in zip((self.running_mean, self.running_var), moments, strict=True):
+            running.lerp_(torch.where(finite, new, running), share)
+
+    def extra_repr(self) -> str:
+        """The settings, as ``repr`` shows them."""
+        return f"{super().extra_repr()}, sync={self.sync}"
+
+
+class _InstanceNorm2d(nn.Module):
+    """Normalise every channel of every image by itself; the same in training and evaluation."""
+
+    def __init__(self, owner: str, channels: int, *, affine: bool, eps: float = 1e-5) -> None:
+        super().__init__()
+        self._owner = owner
+        self.channels, self.eps = channels, eps
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        check_tensor(self._owner, "features", features, "B C H W", C=self.channels)
+        if self.training and features.shape[2:].numel() == 1:
+            msg = (
+                f"{self._owner}: features must hold at least two pixels per image in training "
+                f'(use larger maps or norm="batch"); got {tuple(features.shape)}'
+            )
+            raise InputError(msg)
+        # one group a channel; F.group_norm and F.instance_norm refuse sizes that are legal here
+        out = torch.group_norm(features, self.channels, eps=self.eps)
+        if self.weight is None or self.bias is None:
+            return out.to(features.dtype)
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        scale, shift = self.weight.to(dtype), self.bias.to(dtype)
+        return (out * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(features.dtype)
+
+
+def make_norm(owner: str, channels: int, norm: str, *, affine: bool = False) -> nn.Module:
+    """Build the normalisation that a block was asked for.
+
+    Args:
+        owner: The block's public name, used in every error.
+        channels: Width ``C`` of the maps.
+        norm: ``"batch"``; ``"sync_batch"``, which is the same over all processes; ``"instance"``;
+            or ``"none"``.
+        affine: Whether to learn a scale and a shift per channel.
+
+    Raises:
+        InputError: ``norm`` is none of these, or ``channels`` is below 1.
+    """
+    check_int(owner, "channels", channels)
+    check_choice(owner, "norm", norm, _NORMS)
+    if norm == "none":
+        return nn.Identity()
+    if norm == "instance":
+        return _InstanceNorm2d(owner, channels, affine=affine)
+    layer = BatchNorm2d(channels, affine=affine, sync=norm == "sync_batch")
+    layer._owner = owner
+    return layer
+
+
+def _check_moments_exist(owner: str, features: Tensor, count: int) -> None:
+    if count > 1:
+        return
+    msg = (
+        f"{owner}: features must hold at least two values per channel in training ({_ADVICE}); "
+        f"got {tuple(features.shape)}"
+    )
+    raise InputError(msg)
+
+
+def _world_size() -> int:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over all processes; the gradient of a sum is the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:  # noqa: ARG004
+        total = value.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Any:  # noqa: ARG004
+        return _AllReduceSum.apply(grad)
+
+
+def _group_moments(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and biased variance per channel over the maps of all processes.
+
+    Each process fills its own row of a table of zeros, so one sum serves as a gather. Moments are
+    combined around the common mean: a difference of squares would cancel for large means.
+    """
+    channels = maps.shape[1]
+    if maps.numel() == 0:
+        # sums of nothing: zeros that still take part in the backward collective
+        mean = var = maps.sum((0, 2, 3))
+    else:
+        var, mean = torch.var_mean(maps, (0, 2, 3), correction=0)
+    count = maps.new_full((1,), maps.numel() // channels)
+    row = torch.cat((count, mean, var))
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    table = _AllReduceSum.apply(F.pad(row[None], (0, 0, rank, world - 1 - rank)))
+    counts, means, variances = table.split((1, channels, channels), dim=1)
+    count = counts.sum()
+    share = counts / count
+    mean = (share * means).sum(0)
+    return count, mean, (share * (variances + (means - mean).square())).sum(0)

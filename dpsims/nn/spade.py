@@ -1,0 +1,226 @@
+"""Spatially-adaptive normalisation and the residual block made of it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpsims._checks import check_int, check_tensor
+from dpsims.errors import InputError
+from dpsims.nn.norm import make_norm
+
+_SLOPE = 0.2
+
+
+def spade_modulate(
+    normalized: Float[Tensor, "B C H W"],
+    gamma: Float[Tensor, "B C H W"],
+    beta: Float[Tensor, "B C H W"],
+) -> Float[Tensor, "B C H W"]:
+    r"""Scale by one plus ``gamma`` and shift by ``beta``, pixel by pixel.
+
+    Args:
+        normalized: Features after a normalisation without learned scale.
+        gamma: Scale minus one, so that 0 changes nothing.
+        beta: Shift.
+
+    Shape:
+        - normalized, gamma, beta ``(B, C, H, W)``; output the same, in the dtype of ``normalized``
+
+    Raises:
+        InputError: The shapes differ.
+        DTypeError: Not floating-point tensors.
+
+    Source:
+        Park et al., CVPR 2019, Eq. 1, with the ``1 +`` of its published code.
+
+    Example:
+        >>> features = torch.randn(2, 3, 4, 4)
+        >>> zeros = torch.zeros_like(features)
+        >>> torch.equal(spade_modulate(features, zeros, zeros), features)
+        True
+    """
+    check_tensor("spade_modulate", "normalized", normalized, "B C H W")
+    b, c, h, w = normalized.shape
+    for name, value in (("gamma", gamma), ("beta", beta)):
+        check_tensor("spade_modulate", name, value, "B C H W", like=normalized, B=b, C=c, H=h, W=w)
+    return torch.addcmul(beta, normalized, 1 + gamma).to(normalized.dtype)
+
+
+class SPADE(nn.Module):
+    r"""Normalise features, then scale and shift every pixel as a conditioning map says.
+
+    A convolution and a ReLU turn the map into a hidden one; one more convolution turns that into
+    ``gamma`` and ``beta``, and the output is ``norm(features) * (1 + gamma) + beta``.
+
+    Args:
+        channels: Width ``C`` of the features.
+        cond_channels: Width ``Cc`` of the conditioning map.
+        hidden_channels: Width of the hidden map. ``None`` leaves it out.
+        kernel_size: Side of both convolutions, odd.
+        norm: ``"batch"``, ``"sync_batch"`` (statistics over all processes), ``"instance"`` or
+            ``"none"``; never with a learned scale.
+
+    Shape:
+        - features ``(B, C, H, W)``; cond ``(B, Cc, H, W)``; output ``(B, C, H, W)``
+
+    Raises:
+        InputError: A size out of range; ``cond`` of another height, width or batch size than
+            ``features`` (resize it first: nearest for class maps, bilinear for features).
+        DTypeError: Not a floating-point tensor.
+
+    Note:
+        Units: ``gamma`` and ``beta`` are in standard deviations of a channel. Cost:
+        ``O(B H W k^2 h (Cc + 2 C))`` for hidden width ``h``. Gradients: any order. Weights start
+        as those of :class:`torch.nn.Conv2d`. The first ``C`` outputs of ``modulation`` are
+        ``gamma``, the others ``beta``.
+
+    Source:
+        Park et al., CVPR 2019, Eq. 1-2; hidden width and placement as in OASIS (Schönfeld et al.,
+        ICLR 2021), which DP-SIMS keeps (Berrada et al., CVPR 2024, Sec. A.1).
+        Theirs -> ours: segmap -> cond, nhidden -> hidden_channels, mlp_shared -> hidden,
+        mlp_gamma and mlp_beta -> the two halves of modulation.
+
+    Example:
+        >>> spade = SPADE(8, 5, hidden_channels=16)
+        >>> features, cond = torch.randn(2, 8, 6, 12), torch.randn(2, 5, 6, 12)
+        >>> spade(features, cond).shape
+        torch.Size([2, 8, 6, 12])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        cond_channels: int,
+        *,
+        hidden_channels: int | None = 128,
+        kernel_size: int = 3,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        check_int("SPADE", "channels", channels)
+        check_int("SPADE", "cond_channels", cond_channels)
+        if hidden_channels is not None:
+            check_int("SPADE", "hidden_channels", hidden_channels)
+        check_int("SPADE", "kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
+            msg = f"SPADE: kernel_size must be odd, to keep the size of the map; got {kernel_size}"
+            raise InputError(msg)
+        self.channels, self.cond_channels = channels, cond_channels
+        self.norm = make_norm("SPADE", channels, norm)
+        width, padding = cond_channels, kernel_size // 2
+        self.hidden: nn.Conv2d | None = None
+        if hidden_channels is not None:
+            self.hidden = nn.Conv2d(cond_channels, hidden_channels, kernel_size, padding=padding)
+            width = hidden_channels
+        # gamma and beta read the same map: one convolution is one pass over it
+        self.modulation = nn.Conv2d(width, 2 * channels, kernel_size, padding=padding)
+
+    def forward(
+        self, features: Float[Tensor, "B C H W"], cond: Float[Tensor, "B Cc H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Normalise and modulate the features; see the class."""
+        _check_inputs("SPADE", features, self.channels, cond, self.cond_channels)
+        if self.hidden is not None:
+            cond = F.relu(self.hidden(cond))
+        gamma, beta = self.modulation(cond).chunk(2, dim=1)
+        return spade_modulate(self.norm(features), gamma, beta)
+
+
+class SPADEResBlock(nn.Module):
+    r"""Two convolutions, each behind a SPADE and a LeakyReLU, around a shortcut.
+
+    Where the widths differ, the shortcut is a 1x1 convolution without bias behind a SPADE of its
+    own, without activation; otherwise it is the identity.
+
+    Args:
+        in_channels: Width ``C`` of the input.
+        out_channels: Width ``C'`` of the output. Between the convolutions the width is the smaller
+            of the two.
+        cond_channels: Width ``Cc`` of the conditioning map.
+        hidden_channels: As in :class:`SPADE`.
+        kernel_size: Side of the convolutions inside the SPADEs; those of the block are 3x3.
+        norm: As in :class:`SPADE`.
+
+    Shape:
+        - features ``(B, C, H, W)``; cond ``(B, Cc, H, W)``; output ``(B, C', H, W)``
+
+    Raises:
+        InputError: As :class:`SPADE`; in training a map with one value per channel.
+        DTypeError: Not a floating-point tensor.
+
+    Note:
+        Units: as the input's. The first SPADE and the shortcut's normalise the same features
+        without parameters, so this is done once. Gradients: any order.
+
+    Source:
+        OASIS's generator block (Schönfeld et al., ICLR 2021), kept by DP-SIMS (Berrada et al.,
+        CVPR 2024, Sec. A.1, Table S2). Theirs -> ours: fin -> in_channels, fout -> out_channels,
+        conv_s -> shortcut.
+
+    Example:
+        >>> block = SPADEResBlock(8, 4, 5)
+        >>> features, cond = torch.randn(2, 8, 6, 12), torch.randn(2, 5, 6, 12)
+        >>> block(features, cond).shape
+        torch.Size([2, 4, 6, 12])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        cond_channels: int,
+        *,
+        hidden_channels: int | None = 128,
+        kernel_size: int = 3,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        check_int("SPADEResBlock", "in_channels", in_channels)
+        check_int("SPADEResBlock", "out_channels", out_channels)
+        self.in_channels, self.cond_channels = in_channels, cond_channels
+        middle = min(in_channels, out_channels)
+
+        def spade(channels: int) -> SPADE:
+            return SPADE(
+                channels,
+                cond_channels,
+                hidden_channels=hidden_channels,
+                kernel_size=kernel_size,
+                norm="none",
+            )
+
+        self.norm_0 = make_norm("SPADEResBlock", in_channels, norm)
+        self.spade_0 = spade(in_channels)
+        self.conv_0 = nn.Conv2d(in_channels, middle, 3, padding=1)
+        self.norm_1 = make_norm("SPADEResBlock", middle, norm)
+        self.spade_1 = spade(middle)
+        self.conv_1 = nn.Conv2d(middle, out_channels, 3, padding=1)
+        self.spade_s: SPADE | None = None
+        self.conv_s: nn.Conv2d | None = None
+        if in_channels != out_channels:
+            self.spade_s = spade(in_channels)
+            self.conv_s = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(
+        self, features: Float[Tensor, "B C H W"], cond: Float[Tensor, "B Cc H W"]
+    ) -> Float[Tensor, "B Cout H W"]:
+        """Run the block; see the class."""
+        _check_inputs("SPADEResBlock", features, self.in_channels, cond, self.cond_channels)
+        normalized = self.norm_0(features)
+        shortcut = features
+        if self.spade_s is not None and self.conv_s is not None:
+            shortcut = self.conv_s(self.spade_s(normalized, cond))
+        hidden = self.conv_0(F.leaky_relu(self.spade_0(normalized, cond), _SLOPE))
+        hidden = F.leaky_relu(self.spade_1(self.norm_1(hidden), cond), _SLOPE)
+        return shortcut + self.conv_1(hidden)
+
+
+def _check_inputs(
+    owner: str, features: Tensor, channels: int, cond: Tensor, cond_channels: int
+) -> None:
+    check_tensor(owner, "features", features, "B C H W", C=channels)
+    b, _, h, w = features.shape
+    check_tensor(owner, "cond", cond, "B C H W", like=features, B=b, C=cond_channels, H=h, W=w)
