@@ -1,0 +1,19 @@
+"""Losses of GAN training: functions, and Modules where there is something to learn."""
+
+from dpsims.losses.class_weights import class_balance_weights as class_balance_weights
+from dpsims.losses.contrastive import PatchInfoNCE as PatchInfoNCE, info_nce as info_nce
+from dpsims.losses.diversity import (
+    diversity_ratio as diversity_ratio,
+    diversity_threshold as diversity_threshold,
+    hinge_diversity_loss as hinge_diversity_loss,
+)
+from dpsims.losses.focal import (
+    PixelFocalLoss as PixelFocalLoss,
+    PixelFocalTerms as PixelFocalTerms,
+    pixel_focal_loss as pixel_focal_loss,
+)
+from dpsims.losses.labelmix import (
+    LabelMix as LabelMix,
+    label_mix as label_mix,
+    label_mix_loss as label_mix_loss,
+)

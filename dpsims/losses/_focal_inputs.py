@@ -1,0 +1,140 @@
+"""What the focal losses do before and after the formula: checks, targets, weights, reduction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpsims._checks import (
+    check_int,
+    check_label_values,
+    check_number,
+    check_tensor,
+    invalid_labels,
+    values_are_readable,
+)
+from dpsims.errors import DTypeError, InputError
+
+
+class Targets(NamedTuple):
+    """What every pixel should be called and how much it counts.
+
+    Attributes:
+        ids: int64 ``(B, 1, H, W)``, safe to index with.
+        weights: ``(B, 1, H, W)``: 0 where ignored, NaN where the label was out of range.
+        valid: bool ``(B, 1, H, W)``, false where ignored.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    valid: Tensor
+
+
+def loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that the loss of logits of ``dtype`` is computed and returned in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def class_targets(
+    labels: Tensor,
+    num_classes: int,
+    class_weights: Tensor | None,
+    ignore_index: int | None,
+    dtype: torch.dtype,
+) -> Targets:
+    """Targets that name every pixel's class. ``dtype`` is that of the logits."""
+    ids = labels.long().unsqueeze(1)
+    bad = invalid_labels(ids, num_classes, ignore_index)
+    valid = _valid(ids, ignore_index)
+    ids = torch.where(bad | ~valid, 0, ids)
+    if class_weights is None:
+        weights = torch.ones_like(ids, dtype=loss_dtype(dtype))
+    else:
+        weights = class_weights.to(loss_dtype(dtype))[ids]
+    weights = torch.where(valid, weights, 0.0)
+    return Targets(ids, torch.where(bad, torch.nan, weights), valid)
+
+
+def one_target(
+    labels: Tensor, target: int, ignore_index: int | None, dtype: torch.dtype
+) -> Targets:
+    """The same target of weight 1 for every pixel that ``labels`` does not ignore."""
+    labels = labels.long().unsqueeze(1)
+    valid = _valid(labels, ignore_index)
+    return Targets(torch.full_like(labels, target), valid.to(loss_dtype(dtype)), valid)
+
+
+def _valid(ids: Tensor, ignore_index: int | None) -> Tensor:
+    if ignore_index is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    return ids != ignore_index
+
+
+def reduce_pixels(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:
+    """Reduce a ``(B, 1, H, W)`` map; an empty denominator counts as 1."""
+    if reduction == "none":
+        return loss.squeeze(1)
+    total = loss.sum()
+    if reduction == "mean":
+        return total / max(1, loss.numel())
+    if reduction == "valid_mean":
+        return total / valid.sum().clamp(min=1)
+    return total
+
+
+def check_focal_options(
+    owner: str, gamma: object, label_smoothing: object, ignore_index: object
+) -> None:
+    """Raise unless the options that every focal loss shares are in range."""
+    check_number(owner, "gamma", gamma, minimum=0)
+    check_number(owner, "label_smoothing", label_smoothing, minimum=0, below=1)
+    if ignore_index is not None:
+        check_int(owner, "ignore_index", ignore_index, minimum=None)
+
+
+def check_labels(
+    owner: str, labels: object, logits: Tensor, num_classes: int, ignore_index: int | None
+) -> None:
+    """Raise unless ``labels`` is a label map for ``logits`` with ids in ``[0, num_classes)``."""
+    batch, channels, height, width = logits.shape
+    if isinstance(labels, Tensor) and labels.ndim == 4 and not labels.is_floating_point():
+        fix = "squeeze dim 1" if labels.shape[1] == 1 else "take the argmax of a one-hot map"
+        msg = f"{owner}: labels must have shape (B={batch}, H={height}, W={width}); "
+        msg += f"got {tuple(labels.shape)} ({fix})"
+        raise InputError(msg)
+    sizes = {"B": batch, "H": height, "W": width}
+    check_tensor(owner, "labels", labels, "B H W", kind="integer", like=logits, **sizes)
+    assert isinstance(labels, Tensor)
+    if (
+        num_classes == channels != ignore_index
+        and values_are_readable(labels)
+        and bool((labels.long() == channels).any())
+    ):
+        msg = f"{owner}: labels must be in [0, {channels}), one id per channel; got {channels} "
+        msg += "(logits need K + 1 channels for K classes, the fake class last)"
+        raise InputError(msg)
+    check_label_values(owner, "labels", labels, num_classes, ignore_index)
+
+
+def check_class_weights(owner: str, class_weights: object, logits: Tensor) -> None:
+    """Raise unless ``class_weights`` is one fixed, finite, non-negative number per channel."""
+    check_tensor(
+        owner, "class_weights", class_weights, "C", kind="any", like=logits, C=logits.shape[1]
+    )
+    assert isinstance(class_weights, Tensor)
+    if class_weights.dtype is torch.bool or class_weights.is_complex():
+        msg = f"{owner}: class_weights must be real numbers; got {class_weights.dtype}"
+        raise DTypeError(msg)
+    if class_weights.requires_grad:
+        msg = f"{owner}: class_weights must be constants; got a tensor that requires grad"
+        raise DTypeError(msg)
+    if not values_are_readable(class_weights):
+        return
+    bad = ~(class_weights.isfinite() & (class_weights >= 0))
+    if bool(bad.any()):
+        index = int(bad.nonzero()[0])
+        msg = f"{owner}: class_weights must be finite and >= 0; "
+        msg += f"got {float(class_weights[index]):g} at {index}"
+        raise InputError(msg)
