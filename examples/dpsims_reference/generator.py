@@ -1,0 +1,186 @@
+"""The DP-SIMS generator, composed of public parts of dpsims (Fig. 3, Table S2)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from dpsims.nn import (
+    LabelConv2d,
+    LabelMapPyramid,
+    NoiseMapper,
+    SPADEResBlock,
+    spectral_normalize_,
+)
+from dpsims.nn.labels import resize_labels
+from dpsims_reference.config import Config
+
+LEAKY_SLOPE = 0.2
+
+
+class GeneratorOutput(NamedTuple):
+    """Images and the feature map they are made from (G^f of Eq. 6)."""
+
+    images: Float[Tensor, "B 3 H W"]
+    features: Float[Tensor, "B C H W"]
+
+
+class Generator(nn.Module):
+    r"""Synthesise images from label maps and latents.
+
+    A label pyramid, into which the noise is injected, modulates an image branch of SPADE residual
+    blocks that starts from the label map at low resolution. There is no tanh: images are meant to
+    lie in [-1, 1] but may exceed it.
+
+    Args:
+        num_classes: Number ``K`` of classes.
+        image_size: Training height and width; the height decides which levels carry attention.
+        extra_channels: Maps fed beside the labels (2 for instance offsets).
+        channels: Width of the first features, then of each residual block's output.
+        pyramid_channels: Width of the label pyramid.
+        attention_size: Largest map height that carries attention.
+        latent_dim: Width ``Z`` of a latent.
+        token_dim: Width of a noise token.
+        num_tokens: Noise tokens per image.
+        latent_radius: Length that latents are scaled to; ``None`` means ``sqrt(Z)``.
+        spade_hidden: Width of SPADE's hidden convolution, ``None`` for none.
+        spade_kernel: Kernel size of SPADE's convolutions.
+        norm: Normalisation inside SPADE and the pyramid.
+        self_attention: Whether attention levels also attend over themselves.
+        spatial_noise: Channels of standard normal noise per pixel beside the label map.
+        spectral_norm: Spectral normalisation of every convolution and linear layer.
+
+    Shape:
+        - labels ``(B, H, W)`` integers; latents ``(B, Z)``; extra ``(B, extra_channels, H, W)``;
+          noise ``(B, spatial_noise, H, W)``
+        - images ``(B, 3, H, W)``; features ``(B, channels[-1], H, W)``; H and W divisible by
+          ``2 ** (len(channels) - 2)``
+
+    Source:
+        Berrada et al., CVPR 2024, Sec. 3.2, Fig. 3, Table S2; residual blocks of OASIS (A.1).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        image_size: tuple[int, int] = (256, 256),
+        extra_channels: int = 0,
+        channels: tuple[int, ...] = (1024, 1024, 1024, 512, 256, 128, 64),
+        pyramid_channels: int = 64,
+        attention_size: int = 64,
+        latent_dim: int = 64,
+        token_dim: int = 256,
+        num_tokens: int = 8,
+        latent_radius: float | None = None,
+        spade_hidden: int | None = 128,
+        spade_kernel: int = 3,
+        norm: str = "batch",
+        self_attention: bool = True,
+        spatial_noise: int = 0,
+        spectral_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.spatial_noise = spatial_noise
+        self.mapper = NoiseMapper(
+            latent_dim, token_dim, num_tokens=num_tokens, radius=latent_radius
+        )
+        self.pyramid = LabelMapPyramid(
+            num_classes,
+            channels=pyramid_channels,
+            token_dim=token_dim,
+            num_levels=len(channels) - 1,
+            image_size=image_size[0],
+            attention_size=attention_size,
+            extra_channels=extra_channels + spatial_noise,
+            norm=norm,
+            self_attention=self_attention,
+        )
+        self.stem = LabelConv2d(num_classes, channels[0], extra_channels=extra_channels)
+        self.blocks = nn.ModuleList(
+            SPADEResBlock(
+                wide,
+                narrow,
+                2 * pyramid_channels,
+                hidden_channels=spade_hidden,
+                kernel_size=spade_kernel,
+                norm=norm,
+            )
+            for wide, narrow in itertools.pairwise(channels)
+        )
+        self.to_rgb = nn.Conv2d(channels[-1], 3, 3, padding=1)
+        if spectral_norm:
+            spectral_normalize_(self)
+
+    def forward(
+        self,
+        labels: Integer[Tensor, "B H W"],
+        latents: Float[Tensor, "B Z"],
+        extra: Float[Tensor, "B E H W"] | None = None,
+        noise: Float[Tensor, "B S H W"] | None = None,
+    ) -> GeneratorOutput:
+        """Images, and the features before the last convolution; see the class."""
+        tokens = self.mapper(latents)
+        beside = [maps for maps in (extra, noise) if maps is not None]
+        levels = self.pyramid(labels, tokens, torch.cat(beside, 1) if beside else None)
+        coarsest = levels[-1]
+        size = coarsest.shape[-2:]
+        small = None if extra is None else F.adaptive_avg_pool2d(extra, size)
+        features = self.stem(resize_labels(labels, size), small)
+        for block, level in zip(self.blocks, reversed(levels), strict=True):
+            size = level.shape[-2:]
+            if features.shape[-2:] != size:
+                features = F.interpolate(features, size=size, mode="nearest")
+            whole = (
+                F.interpolate(coarsest, size=size, mode="bilinear")
+                if level is not coarsest
+                else level
+            )
+            features = block(features, torch.cat((level, whole), 1))
+        features = F.leaky_relu(features, LEAKY_SLOPE)
+        return GeneratorOutput(self.to_rgb(features), features)
+
+    def sample_latents(self, count: int, *, generator: torch.Generator) -> Float[Tensor, "B Z"]:
+        """``count`` standard normal latents from ``generator``, on the model's device."""
+        drawn = torch.randn(count, self.latent_dim, generator=generator, device=generator.device)
+        return drawn.to(self.to_rgb.weight.device)
+
+    def sample_noise(
+        self, count: int, size: Sequence[int], *, generator: torch.Generator
+    ) -> Float[Tensor, "B S H W"] | None:
+        """Per-pixel noise for ``count`` maps of ``size``; ``None`` if the model takes none."""
+        if not self.spatial_noise:
+            return None
+        shape = (count, self.spatial_noise, *size)
+        drawn = torch.randn(shape, generator=generator, device=generator.device)
+        return drawn.to(self.to_rgb.weight.device)
+
+
+def build_generator(config: Config) -> Generator:
+    """The generator of a configuration."""
+    part = config.generator
+    return Generator(
+        config.data.num_classes,
+        image_size=config.data.image_size,
+        extra_channels=2 if config.data.instances else 0,
+        channels=part.channels,
+        pyramid_channels=part.pyramid_channels,
+        attention_size=part.attention_size,
+        latent_dim=part.latent_dim,
+        token_dim=part.token_dim,
+        num_tokens=part.num_tokens,
+        latent_radius=part.latent_radius,
+        spade_hidden=part.spade_hidden,
+        spade_kernel=part.spade_kernel,
+        norm=part.norm,
+        self_attention=part.self_attention,
+        spatial_noise=part.spatial_noise,
+        spectral_norm=part.spectral_norm,
+    )

@@ -1,0 +1,167 @@
+"""The three losses of DP-SIMS and their weights (Sec. 3.3, Sec. 4.1), without any loop."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from dpsims.errors import InputError
+from dpsims.losses import (
+    PatchInfoNCE,
+    PixelFocalLoss,
+    diversity_threshold,
+    hinge_diversity_loss,
+)
+from dpsims.nn import ConditionedBackbone
+from dpsims_reference.config import Config
+from dpsims_reference.discriminator import Discriminator
+from dpsims_reference.generator import GeneratorOutput
+
+# three of VGG19's maps, at 1/4, 1/8 and 1/16 (Sec. 3.3)
+_PERCEPTUAL_LEVELS = (2, 3, 4)
+_CONTRASTIVE_SCALES = 3
+
+
+class Loss(NamedTuple):
+    """A loss to minimise, and its unweighted terms for the log."""
+
+    total: Float[Tensor, ""]
+    terms: dict[str, Tensor]
+
+
+class NoisePair(NamedTuple):
+    """Two outputs of G for the same maps, with their latents."""
+
+    first: GeneratorOutput
+    second: GeneratorOutput
+    first_latents: Float[Tensor, "B Z"]
+    second_latents: Float[Tensor, "B Z"]
+
+
+class Objective(nn.Module):
+    """What the two networks minimise.
+
+    Holds the contrastive projector, which trains with the generator, the frozen perceptual network
+    and the hinge of the diversity loss.
+
+    Args:
+        config: The run.
+        discriminator: The discriminator, whose features the contrastive loss may use.
+
+    Source:
+        Berrada et al., CVPR 2024, Eqs. (3)-(7), Sec. 4.1, Table S2.
+    """
+
+    def __init__(self, config: Config, discriminator: Discriminator) -> None:
+        super().__init__()
+        part = config.objective
+        self.config = part
+        self.pixel = PixelFocalLoss(
+            config.data.num_classes,
+            gamma=part.focal_gamma,
+            balanced=part.balanced,
+            label_smoothing=part.label_smoothing,
+        )
+        self.perceptual: ConditionedBackbone | None = None
+        self.contrastive: PatchInfoNCE | None = None
+        if part.contrastive_weight > 0:
+            self.perceptual, channels = self._contrastive_network(discriminator)
+            self.contrastive = PatchInfoNCE(
+                channels,
+                embed_dim=part.embed_dim,
+                num_patches=part.num_patches,
+                num_negatives=part.num_patches,
+                temperature=part.temperature,
+                num_conv_blocks=part.projector_convs,
+            )
+        self.diversity_hinge = part.diversity_threshold
+
+    def _contrastive_network(
+        self, discriminator: Discriminator
+    ) -> tuple[ConditionedBackbone | None, tuple[int, ...]]:
+        if self.config.contrastive_features == "discriminator":
+            return None, tuple(discriminator.backbone.channels[:_CONTRASTIVE_SCALES])
+        network = ConditionedBackbone(
+            self.config.contrastive_features,
+            out_indices=_PERCEPTUAL_LEVELS,
+            nonlinearity="identity",
+            norm="none",
+        )
+        return network, tuple(network.channels)
+
+    def contrastive_maps(
+        self, images: Tensor, discriminator_features: list[Tensor]
+    ) -> list[Tensor]:
+        """The maps that the contrastive loss compares, fine to coarse."""
+        if self.contrastive is None:
+            return []
+        if self.perceptual is None:
+            return discriminator_features[:_CONTRASTIVE_SCALES]
+        maps: list[Tensor] = self.perceptual(images)
+        return maps
+
+    def discriminator_loss(
+        self,
+        real_logits: Float[Tensor, "B K+1 H W"],
+        fake_logits: Float[Tensor, "B K+1 H W"],
+        labels: Integer[Tensor, "B H W"],
+    ) -> Loss:
+        """Eq. 3."""
+        real, fake = self.pixel.discriminator_terms(real_logits, fake_logits, labels)
+        return Loss(real + fake, {"d_real": real.detach(), "d_fake": fake.detach()})
+
+    def generator_loss(
+        self,
+        fake_logits: Float[Tensor, "B K+1 H W"],
+        labels: Integer[Tensor, "B H W"],
+        fake_maps: list[Tensor],
+        real_maps: list[Tensor],
+        pair: NoisePair,
+        *,
+        generator: torch.Generator,
+    ) -> Loss:
+        """Eqs. 4 to 6 with the weights of Sec. 4.1."""
+        part = self.config
+        pixel = self.pixel.generator(fake_logits, labels)
+        total = part.gan_weight * pixel
+        terms = {"g_pixel": pixel.detach()}
+        if self.contrastive is not None:
+            contrastive = self.contrastive(fake_maps, real_maps, generator=generator)
+            total = total + part.contrastive_weight * contrastive
+            terms["g_contrastive"] = contrastive.detach()
+        if part.diversity_weight > 0:
+            if self.diversity_hinge is None:
+                msg = "Objective: diversity_hinge must be set by calibrate() first; got None"
+                raise InputError(msg)
+            diversity = hinge_diversity_loss(
+                *self._diversity_maps(pair),
+                pair.first_latents,
+                pair.second_latents,
+                threshold=self.diversity_hinge,
+            )
+            total = total + part.diversity_weight * diversity
+            terms["g_diversity"] = diversity.detach()
+        return Loss(total, terms)
+
+    def _diversity_maps(self, pair: NoisePair) -> tuple[Tensor, Tensor]:
+        if self.config.diversity_space == "image":
+            return pair.first.images, pair.second.images
+        return pair.first.features, pair.second.features
+
+    @torch.no_grad()
+    def calibrate(self, outputs: list[tuple[GeneratorOutput, Tensor]]) -> float:
+        """Set the hinge by Eq. 7: the mean over batches of (output, latents).
+
+        Returns:
+            The threshold that was set.
+        """
+        in_image = self.config.diversity_space == "image"
+        found = [
+            diversity_threshold(output.images if in_image else output.features, latents)
+            for output, latents in outputs
+        ]
+        self.diversity_hinge = self.config.threshold_scale * float(torch.stack(found).mean())
+        return self.diversity_hinge

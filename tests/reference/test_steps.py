@@ -1,0 +1,161 @@
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from support import assert_equal, assert_message
+from unit_run import unit_config
+
+from dpsims.errors import InputError, NonFiniteError
+from dpsims_reference.batches import train_batches
+from dpsims_reference.datasets import build_dataset
+from dpsims_reference.discriminator import build_discriminator
+from dpsims_reference.generator import build_generator
+from dpsims_reference.objective import Objective
+from dpsims_reference.steps import TrainingStep, learning_rate
+
+
+def build(config):
+    torch.manual_seed(0)
+    generator = build_generator(config)
+    discriminator = build_discriminator(config)
+    objective = Objective(config, discriminator)
+    objective.diversity_hinge = 0.1
+    return TrainingStep(generator, discriminator, objective, config)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    config = unit_config()
+    return next(train_batches(build_dataset(config.data), config))
+
+
+def snapshot(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def changed(module, before):
+    return {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+
+
+@pytest.mark.parametrize("pairs", ["split_batch", "second_pass"])
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_step_changes_both_networks_and_its_losses_are_finite(batch, pairs, reuse):
+    step = build(unit_config(pairs=pairs, reuse_fake=reuse))
+    before_g, before_d = snapshot(step.generator), snapshot(step.discriminator)
+    before_p = snapshot(step.objective)
+    terms = step(batch, 0)
+    assert set(terms) == {"d_real", "d_fake", "g_pixel", "g_contrastive", "g_diversity"}
+    assert all(math.isfinite(value) for value in terms.values())
+    assert changed(step.discriminator, before_d) == set(before_d)
+    assert changed(step.objective, before_p) == set(before_p)
+    # behind closed gates the noise path has gradient 0, and Adam leaves it
+    still = set(before_g) - changed(step.generator, before_g)
+    assert still
+    noise_path = re.compile(r"mapper\.|.*(attention|inject|attend)")
+    assert [name for name in sorted(still) if not noise_path.match(name)] == []
+
+
+def test_each_half_gives_gradients_to_its_own_network_only(batch):
+    step = build(unit_config())
+    seen = {}
+
+    def spy(optimizer, own, other):
+        original = optimizer.step
+
+        def record():
+            seen[own] = [p.grad is not None for p in getattr(step, f"{own}_parameters")]
+            seen[f"{own}-other"] = [p.grad for p in getattr(step, f"{other}_parameters")]
+            return original()
+
+        optimizer.step = record
+
+    spy(step.discriminator_optimizer, "discriminator", "generator")
+    step.generator_optimizer.zero_grad()
+    step(batch, 0)
+    assert all(seen["discriminator"])
+    assert all(grad is None for grad in seen["discriminator-other"])
+    kept = [p.grad.clone() for p in step.discriminator_parameters]
+    step.discriminator_optimizer.step = lambda: None
+    step.discriminator_optimizer.zero_grad = lambda set_to_none: None
+    for p, grad in zip(step.discriminator_parameters, kept, strict=True):
+        p.grad = grad.clone()
+    fake = step._fake(batch, 1, phase=1)
+    features = step.discriminator.encode(fake.output.images)
+    maps = step.objective.contrastive_maps(batch.images, step.discriminator.encode(batch.images))
+    step._update_generator(fake, features, [m.detach() for m in maps], 1)
+    for p, grad in zip(step.discriminator_parameters, kept, strict=True):
+        assert_equal(p.grad, grad)
+
+
+def test_the_backbone_never_changes(batch):
+    step = build(unit_config())
+    before = step.discriminator.backbone.identity
+    for index in range(2):
+        step(batch, index)
+    assert step.discriminator.backbone.identity == before
+
+
+def test_a_step_depends_on_its_number_not_on_the_global_generator(batch):
+    results = []
+    for junk in (1, 2):
+        step = build(unit_config())
+        torch.manual_seed(junk)
+        results.append(step(batch, 5))
+    for name, value in results[0].items():
+        assert_equal(value, results[1][name])
+
+
+def test_non_finite_loss_stops_before_any_weight_of_that_half_changes(batch):
+    step = build(unit_config())
+    before = snapshot(step.discriminator)
+    poisoned = batch._replace(images=torch.full_like(batch.images, torch.nan))
+    with pytest.raises(NonFiniteError) as caught:
+        step(poisoned, 0)
+    assert_message(caught.value, "loss", "finite", "nan")
+    assert not changed(step.discriminator, before)
+
+
+def test_clipping_bounds_the_gradient(batch):
+    limit = 1e-3
+    step = build(unit_config(clip_grad=limit))
+    step(batch, 0)
+    norm = torch.stack([p.grad.norm() for p in step.discriminator_parameters]).norm()
+    # clip_grad_norm_ adds 1e-6 to the norm it divides by
+    assert norm <= limit * 1.001
+
+
+def test_diversity_needs_a_calibrated_hinge(batch):
+    step = build(unit_config())
+    step.objective.diversity_hinge = None
+    with pytest.raises(InputError) as caught:
+        step(batch, 0)
+    assert_message(caught.value, "diversity_hinge", "calibrate")
+
+
+def test_terms_can_be_switched_off(batch):
+    config = unit_config()
+    config = replace(
+        config,
+        objective=replace(config.objective, contrastive_weight=0.0, diversity_weight=0.0),
+    )
+    step = build(config)
+    assert set(step(batch, 0)) == {"d_real", "d_fake", "g_pixel"}
+    assert step.objective.contrastive is None
+
+
+def test_learning_rate_follows_half_a_cosine():
+    optim = unit_config(steps=100).optim
+    assert learning_rate(optim, 0) == learning_rate(optim, 99) == optim.lr
+    optim = replace(optim, final_lr=0.1)
+    rates = [learning_rate(optim, step) for step in range(101)]
+    assert rates[0] == optim.lr
+    assert rates[50] == pytest.approx(0.55 * optim.lr)
+    assert rates[100] == pytest.approx(0.1 * optim.lr)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_integer_betas_are_accepted(batch):
+    step = build(unit_config(betas=(0, 0.99)))
+    assert math.isfinite(step(batch, 0)["d_real"])
