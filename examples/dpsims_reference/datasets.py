@@ -16,6 +16,14 @@ from dpsims_reference.data.scenes import StreetScenes
 Split = Literal["train", "heldout"]
 
 
+def build_splits(config: DataConfig) -> dict[Split, ImageDataset]:
+    """Both parts of the data that ``config`` names; photographs are labelled once for both."""
+    train = build_dataset(config, split="train")
+    if isinstance(train, PhotoCrops):
+        return {"train": train, "heldout": train.part("heldout")}
+    return {"train": train, "heldout": build_dataset(config, split="heldout")}
+
+
 def build_dataset(config: DataConfig, *, split: Split = "train") -> ImageDataset:
     """The training or the held-out part of the data that ``config`` names.
 

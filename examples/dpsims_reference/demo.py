@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dpsims_reference.batches import collate
 from dpsims_reference.data.sample import ImageDataset, Sample
-from dpsims_reference.datasets import build_dataset
+from dpsims_reference.datasets import Split
+from dpsims_reference.datasets import Split, build_splits
 from dpsims_reference.evaluation import Evaluator, format_figures
 from dpsims_reference.figures import (
     captioned_grid,
@@ -46,7 +47,7 @@ def run_demo(out: Path, *, seed: int = 0, minutes: float = 8.0, steps: int | Non
     clear(out)
     started = time.perf_counter()
     print("labelling two photographs with pretrained features ...")
-    datasets = {split: build_dataset(config.data, split=split) for split in ("train", "heldout")}
+    datasets = build_splits(config.data)
     evaluator = Evaluator(config, datasets=datasets)
     trainer = Trainer(config, datasets["train"], out)
     before = evaluator.measure(trainer.averaged_generator())
@@ -70,7 +71,7 @@ def clear(out: Path) -> None:
 
 def write_results(
     trainer: Trainer,
-    datasets: dict[str, ImageDataset],
+    datasets: dict[Split, ImageDataset],
     before: dict[str, Any],
     after: dict[str, Any],
     out: Path,
@@ -96,7 +97,7 @@ def write_results(
     print(f"\n{text}\nlook at {out / 'grid.png'} and {out / 'curves.png'}")
 
 
-def demo_grid(trainer: Trainer, datasets: dict[str, ImageDataset]) -> Any:
+def demo_grid(trainer: Trainer, datasets: dict[Split, ImageDataset]) -> Any:
     """Label map, real image and samples: training crops, held-out crops, edited maps."""
     train, heldout = datasets["train"], datasets["heldout"]
     shown = [_crop(train, p, "demo-train") for p in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from dpsims_reference.batches import Batch, collate
 from dpsims_reference.config import Config
 from dpsims_reference.data._labeller import PseudoLabeller
 from dpsims_reference.data.sample import ImageDataset
-from dpsims_reference.datasets import build_dataset
+from dpsims_reference.datasets import Split, build_splits
 from dpsims_reference.generator import Generator
 from dpsims_reference.randomness import derive_generator
 from dpsims_reference.sampling import TrainedGenerator
@@ -80,14 +81,10 @@ class Evaluator:
         config: Config,
         *,
         num_images: int = 96,
-        datasets: dict[str, ImageDataset] | None = None,
+        datasets: Mapping[Split, ImageDataset] | None = None,
     ) -> None:
         self.config = config
-        if datasets is None:
-            datasets = {
-                "train": build_dataset(config.data, split="train"),
-                "heldout": build_dataset(config.data, split="heldout"),
-            }
+        datasets = build_splits(config.data) if datasets is None else datasets
         self.extractor = PooledFeatures().eval()
         self.labeller: PseudoLabeller | None = getattr(datasets["train"], "labeller", None)
         self.references = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 from collections.abc import Sequence
@@ -180,6 +181,14 @@ class PhotoCrops:
     def view(self, index: int) -> Sample:
         """The crop in the middle of cell ``index``."""
         return self._crop(index, 0.5, 0.5)
+
+    def part(self, split: Split) -> PhotoCrops:
+        """The same photos and labels, cropped in another part; labels nothing anew."""
+        check_choice("PhotoCrops.part", "split", split, ("train", "heldout", "all"))
+        other = copy.copy(self)
+        other.split = split
+        other._cells = other._make_cells()
+        return other
 
     def presence(self) -> Bool[Tensor, "num_images K"]:
         """Which classes the middle crop of each cell holds."""
