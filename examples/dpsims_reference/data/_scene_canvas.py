@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from math import nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,16 @@ class Patch(NamedTuple):
     depth: Floats | float
 
 
+class Surface(NamedTuple):
+    """Per sample point: material, object, direction that it faces, metres away, shading."""
+
+    part: npt.NDArray[np.uint8]
+    owner: npt.NDArray[np.uint8]
+    facing: npt.NDArray[np.uint8]
+    depth: Floats
+    shade: Floats
+
+
 class Canvas:
     """Buffers of one scene.
 
@@ -125,15 +136,23 @@ class Canvas:
         step = np.float32(1 / oversampling)
         self.y = np.arange(rows, dtype=np.float32) * step + np.float32(0.25)
         self.x = np.arange(cols, dtype=np.float32) * step + np.float32(0.25)
-        self.part = np.zeros((rows, cols), np.uint8)
-        self.owner = np.zeros((rows, cols), np.uint8)
-        self.facing = np.full((rows, cols), FRONT, np.uint8)
+        # the fill that painted a point last; what a fill sets as a whole is kept once, in _fills
+        self.code = np.zeros((rows, cols), np.uint16)
         self.shade = np.ones((rows, cols), np.float32)
         self.cell = np.zeros((rows, cols), np.float32)
         self.u = np.zeros((rows, cols), np.float32)
         self.v = np.zeros((rows, cols), np.float32)
         self.depth = np.full((rows, cols), 1e4, np.float32)
         self.names = ["nothing"]
+        self._fills: list[tuple[int, int, int, float, float]] = []
+        self.new_code("sky", 0)
+
+    def new_code(
+        self, part: str, owner: int, *, facing: int = FRONT, depth: float = nan, shade: float = nan
+    ) -> int:
+        """A code for ``self.code``; NaN means that the buffer of that name holds the values."""
+        self._fills.append((PART[part], owner, facing, depth, shade))
+        return len(self._fills) - 1
 
     def add(self, name: str) -> int:
         """Register an object and return its id; ``name`` says what it is."""
@@ -166,28 +185,50 @@ class Canvas:
         if where.size == 0:
             return
         box = (patch.rows, patch.cols)
-        np.copyto(self.part[box], PART[part], where=where)
-        np.copyto(self.owner[box], owner, where=where)
+        many_depths = isinstance(patch.depth, np.ndarray)
+        many_shades = isinstance(shade, np.ndarray)
+        code = self.new_code(
+            part,
+            owner,
+            facing=facing,
+            depth=nan if isinstance(patch.depth, np.ndarray) else patch.depth,
+            shade=nan if isinstance(shade, np.ndarray) else float(shade),
+        )
+        np.copyto(self.code[box], code, where=where)
         if self.maps_only:
             return
-        np.copyto(self.facing[box], facing, where=where)
-        np.copyto(self.shade[box], shade, where=where, casting="same_kind")
-        np.copyto(self.depth[box], patch.depth, where=where)
+        if many_depths:
+            np.copyto(self.depth[box], patch.depth, where=where)
+        if many_shades:
+            np.copyto(self.shade[box], shade, where=where, casting="same_kind")
         if part in TEXTURED:
             np.copyto(self.u[box], patch.u, where=where)
             np.copyto(self.v[box], patch.v, where=where)
         if part in PANES:
             np.copyto(self.cell[box], cell, where=where)
 
+    def finish(self) -> Surface:
+        """What is seen at each point, once everything is painted."""
+        parts, owners, facings, depths, shades = zip(*self._fills, strict=True)
+        depth = np.array(depths, np.float32).take(self.code)
+        shade = np.array(shades, np.float32).take(self.code)
+        np.copyto(depth, self.depth, where=np.isnan(depth))
+        np.copyto(shade, self.shade, where=np.isnan(shade))
+        tables = (np.array(values, np.uint8) for values in (parts, owners, facings))
+        part, owner, facing = (table.take(self.code) for table in tables)
+        return Surface(part, owner, facing, depth, shade)
+
     def labels(self) -> npt.NDArray[np.uint8]:
         """Class ids, one per pixel."""
-        return LABEL_OF_PART[self.part[:: self.oversampling, :: self.oversampling]]
+        table = LABEL_OF_PART[[fill[0] for fill in self._fills]]
+        return table[self.code[:: self.oversampling, :: self.oversampling]]
 
     def instances(self) -> npt.NDArray[np.int32]:
         """Ids of the cars and people, one per pixel; 0 elsewhere."""
         things = [name in {"car", "person"} for name in self.names]
-        table = np.where(things, np.cumsum(things), 0).astype(np.int32)
-        return table[self.owner[:: self.oversampling, :: self.oversampling]]
+        numbers = np.where(things, np.cumsum(things), 0).astype(np.int32)
+        table = numbers[[fill[1] for fill in self._fills]]
+        return table[self.code[:: self.oversampling, :: self.oversampling]]
 
 
 @functools.cache

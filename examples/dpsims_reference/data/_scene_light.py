@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import numpy.typing as npt
 
 from dpsims_reference.data._scene_canvas import (
     FRONT,
@@ -15,6 +16,7 @@ from dpsims_reference.data._scene_canvas import (
     UP,
     Canvas,
     Floats,
+    Surface,
     look_up,
     noise_texture,
 )
@@ -23,6 +25,7 @@ from dpsims_reference.data._scene_sky import render_sky
 from dpsims_reference.data._scene_things import World
 
 Rng = np.random.Generator
+Parts = npt.NDArray[np.uint8]
 ROUGHNESS = np.array([m.roughness for m in MATERIALS.values()], np.float32)
 GRAIN = np.array([32 / m.grain for m in MATERIALS.values()], np.float32)
 PANE = (1.0, 0.70, 0.34)
@@ -33,22 +36,23 @@ def light_canvas(canvas: Canvas, world: World, look: Look, rng: Rng) -> Floats:
     # one table of albedo x light for every (object, material, direction)
     lights = _light_table(world, look)
     colors: Floats = albedo_table(look, canvas.names, rng)[:, :, None] * lights
-    index = canvas.owner.astype(np.int32) * len(MATERIALS) + canvas.part
-    picture = colors.reshape(-1, 3).take(index * len(lights) + canvas.facing, axis=0)
+    seen = canvas.finish()
+    index = seen.owner.astype(np.int32) * len(MATERIALS) + seen.part
+    picture = colors.reshape(-1, 3).take(index * len(lights) + seen.facing, axis=0)
     if look.lit:
-        pools = np.where(canvas.part <= PART["grass"], canvas.cell, 0) * np.float32(look.lit)
+        pools = np.where(seen.part <= PART["grass"], canvas.cell, 0) * np.float32(look.lit)
         picture *= 1 + pools[..., None] * (np.array(PANE, np.float32) / lights[UP])
-    picture *= _brightness(canvas, rng)[..., None]
-    glowing = _emission(canvas, world, look, rng)
+    picture *= _brightness(canvas, seen, rng)[..., None]
+    glowing = _emission(canvas, seen.part, world, look, rng)
     picture += glowing
     horizon = np.array(look.horizon, np.float32)
-    clear = np.exp(canvas.depth * np.float32(-look.haze))[..., None]
+    clear = np.exp(seen.depth * np.float32(-look.haze))[..., None]
     picture -= horizon
     picture *= clear
     picture += horizon
     if look.wet:
-        _reflect(canvas, picture, look)
-    sky_share = (canvas.part == PART["sky"]).astype(np.float32)[..., None]
+        _reflect(canvas, seen.part, picture, look)
+    sky_share = (seen.part == PART["sky"]).astype(np.float32)[..., None]
     picture *= 1 - sky_share
     picture, glowing, sky_share = (_shrink(image) for image in (picture, glowing, sky_share))
     picture += sky_share * render_sky(canvas, world, look, rng)
@@ -57,12 +61,12 @@ def light_canvas(canvas: Canvas, world: World, look: Look, rng: Rng) -> Floats:
     return _develop(picture, look, rng)
 
 
-def _brightness(canvas: Canvas, rng: Rng) -> Floats:
+def _brightness(canvas: Canvas, seen: Surface, rng: Rng) -> Floats:
     """Shading of the shapes times the grain of the materials."""
     shift = rng.integers(0, 256, 2).astype(np.float32) + np.float32(4096)
-    texel = GRAIN.take(canvas.part)
+    texel = GRAIN.take(seen.part)
     grain = look_up(noise_texture(0.7), canvas.u * texel + shift[0], canvas.v * texel + shift[1])
-    return canvas.shade * (1 + ROUGHNESS.take(canvas.part) * (2 * grain - 1))
+    return seen.shade * (1 + ROUGHNESS.take(seen.part) * (2 * grain - 1))
 
 
 def _light_table(world: World, look: Look) -> Floats:
@@ -80,7 +84,7 @@ def _light_table(world: World, look: Look) -> Floats:
     return table
 
 
-def _emission(canvas: Canvas, world: World, look: Look, rng: Rng) -> Floats:
+def _emission(canvas: Canvas, part: Parts, world: World, look: Look, rng: Rng) -> Floats:
     """Light that comes from sun or moon, windows, street lamps and cars."""
     table = np.zeros((len(MATERIALS), 3), np.float32)
     table[PART["sun"]] = look.sun
@@ -89,28 +93,28 @@ def _emission(canvas: Canvas, world: World, look: Look, rng: Rng) -> Floats:
         table[PART["tail"]] = (0.9, 0.03, 0.02)
         table[PART["head"]] = (1.9, 1.8, 1.5)
         table[PART["shop"]] = np.array(PANE) * look.lit * 0.8
-    light = table.take(canvas.part, axis=0)
+    light = table.take(part, axis=0)
     if world.sun is not None and look.stars:
-        disc = canvas.part == PART["sun"]
+        disc = part == PART["sun"]
         seas = look_up(noise_texture(1.6), canvas.u[disc] * 40 + 70, canvas.v[disc] * 40 + 60)
         light[disc] *= (1 - 0.5 * np.clip(seas * 1.6 - 0.5, 0, 1))[:, None]
-    panes = canvas.part == PART["window"]
+    panes = part == PART["window"]
     cell = (canvas.cell[panes] * 7 + rng.random(dtype=np.float32)) % 1
     pane = np.array(PANE, np.float32) * (0.4 + 0.6 * look.lit)
     light[panes] = np.where(cell < look.lit, 0.55 + 0.45 * (cell * 53 % 1), 0)[:, None] * pane
     # panes that are not lit mirror the sky
     sheen = np.float32(0.28) * np.array(look.horizon, np.float32)
     light[panes] += (cell >= look.lit)[:, None] * sheen * (0.3 + 0.9 * (cell * 91 % 1))[:, None]
-    light[canvas.part == PART["glass"]] += 0.5 * sheen
+    light[part == PART["glass"]] += 0.5 * sheen
     return light
 
 
-def _reflect(canvas: Canvas, picture: Floats, look: Look) -> None:
+def _reflect(canvas: Canvas, part: Parts, picture: Floats, look: Look) -> None:
     """Wet ground mirrors what stands behind it."""
     horizon = canvas.camera.horizon
     first = int(np.searchsorted(canvas.y, horizon + 0.5))
     rows = canvas.y[first:]
-    u, v, part = canvas.u[first:], canvas.v[first:], canvas.part[first:]
+    u, v, part = canvas.u[first:], canvas.v[first:], part[first:]
     ripple = look_up(noise_texture(0.7), u * 16, v * 5) - 0.5
     depth = (rows - horizon)[:, None] * (1 + 0.12 * ripple)
     source = np.clip((horizon - 0.8 * depth) * canvas.oversampling, 0, len(canvas.y) - 1)

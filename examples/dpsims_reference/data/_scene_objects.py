@@ -51,13 +51,13 @@ def mark_ground(canvas: Canvas, thing: Thing) -> None:
 
 
 def _paint_tree(canvas: Canvas, tree: Tree) -> None:
-    owner = canvas.add("conifer" if tree.conifer else "tree")
     size = tree.height
     patch = front_plane(
         canvas, tree.z, (tree.x - 0.48 * size, tree.x + 0.48 * size), (0, 1.1 * size)
     )
     if patch.mask.size == 0:
         return
+    owner = canvas.add("conifer" if tree.conifer else "tree")
     a, b = (patch.u - np.float32(tree.x)) / np.float32(size), patch.v / np.float32(size)
     texel = np.float32(9.0)
     lumps = look_up(noise_texture(1.2), patch.u * texel + 37 * owner, patch.v * texel) - 0.5
@@ -66,75 +66,87 @@ def _paint_tree(canvas: Canvas, tree: Tree) -> None:
     canvas.fill(patch, "trunk", owner, mask=trunk, shade=0.75 + 6 * a)
     if tree.conifer:
         tier = (b * 6.0) % 1.0
-        field = 0.30 * (1.04 - b) * (1.15 - 0.5 * tier) + 0.06 * lumps - across
-        crown, light = (field > 0) & (b > 0.12), 0.45 + 0.55 * (1 - tier) * (0.6 + 0.4 * b)
-    else:
-        x, y, r = (tree.balls[:, n, None, None] for n in range(3))
-        gap = ((a - x) ** 2 + (b - y) ** 2) / (r * r)
-        nearest = gap.argmin(0)
-        crown = gap.min(0) < 1.0 + 1.1 * lumps
-        light = (b - y[:, 0, 0][nearest]) / r[:, 0, 0][nearest]
-        light = np.clip(0.72 + 0.3 * light + 0.35 * (b - 0.66), 0.25, 1.1)
+        crown = 0.30 * (1.04 - b) * (1.15 - 0.5 * tier) + 0.06 * lumps > across
+        light = 0.45 + 0.55 * (1 - tier) * (0.6 + 0.4 * b)
+        canvas.fill(patch, "leaf", owner, mask=crown & (b > 0.12), shade=light + 0.5 * lumps)
+        return
+    x, y, r = (tree.balls[:, n, None, None] for n in range(3))
+    gap = ((a - x) ** 2 + (b - y) ** 2) / (r * r)
+    crown = gap.min(0) < 1.0 + 1.1 * lumps
+    if canvas.maps_only:
+        canvas.fill(patch, "leaf", owner, mask=crown)
+        return
+    nearest = gap.argmin(0)
+    light = (b - y[:, 0, 0][nearest]) / r[:, 0, 0][nearest]
+    light = np.clip(0.72 + 0.3 * light + 0.35 * (b - 0.66), 0.25, 1.1)
     canvas.fill(patch, "leaf", owner, mask=crown, shade=light + 0.5 * lumps)
 
 
 def _paint_lamp(canvas: Canvas, lamp: Lamp) -> None:
-    owner = canvas.add("lamp")
     # at least one pixel wide: a thinner post would come and go from row to row
     half = max(0.055, 0.5 * lamp.z / canvas.camera.focal)
-    top = lamp.height
-    post = front_plane(canvas, lamp.z, (lamp.x - half, lamp.x + half), (0, top))
-    canvas.fill(post, "pole", owner)
-    tip = lamp.x + lamp.arm
-    span = (min(lamp.x, tip), max(lamp.x, tip))
-    arm = front_plane(canvas, lamp.z, span, (top - half, top + half))
-    canvas.fill(arm, "pole", owner)
     wide, thick = max(0.5, 1.1 * half), max(0.17, 0.9 * half)
-    head = front_plane(canvas, lamp.z, (tip - wide, tip + wide), (top - 2 * thick, top + thick))
-    across, up = (head.u - np.float32(tip)) / wide, (head.v - np.float32(top)) / thick
-    canvas.fill(head, "pole", owner, mask=across**2 + up**2 < 1)
-    canvas.fill(head, "lamp", owner, mask=(across**2 + (up + 0.5) ** 2 < 0.9) & (up < -0.15))
+    tip, top = lamp.x + lamp.arm, lamp.height
+    span = (min(lamp.x - half, tip - wide), max(lamp.x + half, tip + wide))
+    patch = front_plane(canvas, lamp.z, span, (0, top + thick))
+    if patch.mask.size == 0:
+        return
+    owner = canvas.add("lamp")
+    u, up = patch.u, patch.v - np.float32(top)
+    post = (np.abs(u - np.float32(lamp.x)) < half) & (up < half)
+    arm = (np.abs(u - np.float32((lamp.x + tip) / 2)) < abs(lamp.arm) / 2) & (np.abs(up) < half)
+    reach = ((u - np.float32(tip)) / np.float32(wide)) ** 2
+    high = up / np.float32(thick)
+    canvas.fill(patch, "pole", owner, mask=post | arm | (reach + high**2 < 1), shade=1.0)
+    canvas.fill(patch, "lamp", owner, mask=(reach + (high + 0.5) ** 2 < 0.9) & (high < -0.15))
 
 
 def _paint_car(canvas: Canvas, car: Car) -> None:
     """The body as slices from far to near, then the end that faces us."""
-    owner = canvas.add("car")
     half, high = car.width / 2, car.height
-    shoulder = 0.6 * high
+    end = front_plane(canvas, car.z, (car.x - half, car.x + half), (0.0, high))
+    far_edge = canvas.camera.column(car.x - half * (1 if car.x > 0 else -1), car.z + car.length)
+    if end.mask.size == 0 and not 0 <= far_edge <= canvas.size[1]:
+        return
+    owner = canvas.add("car")
     near = 14 * car.z < 5 * canvas.camera.focal
     # heights along the car from our end to the far end, as parts of the height
     profile = (0.62, 0.97, 1.0, 0.97, 0.6) if not car.tall else (0.97, 1.0, 1.0, 0.97, 0.6)
     if car.oncoming:
         profile = profile[::-1]
-    for wheel in (0.8, 0.14):
+    for wheel in (0.8, 0.14) if near else (0.14,):
         z = car.z + wheel * car.length
         tyres = front_plane(canvas, z, (car.x - half, car.x + half), (0, 0.5))
         canvas.fill(tyres, "tyre", owner, mask=np.abs(tyres.u - car.x) > half - 0.22)
     for n in (4, 3, 2, 1) if near else (2,):
-        z = car.z + car.length * n / 4
-        top = high * profile[n]
-        patch = front_plane(canvas, z, (car.x - half, car.x + half), (0.25, top))
-        across = np.abs(patch.u - np.float32(car.x))
-        lean = half - 0.55 * np.clip(patch.v - shoulder, 0, None)
-        inside = across < lean
-        canvas.fill(patch, "body", owner, mask=inside, facing=UP,
-                    shade=(0.55 + 0.4 * patch.v / high).astype(np.float32))  # fmt: skip
-        if top > shoulder + 0.1:
-            pane = (patch.v > shoulder + 0.04) & (patch.v < high * 0.92) & inside
-            pillar = 0.05 if n > 1 and near else 0.13
-            canvas.fill(patch, "glass", owner, mask=pane & (across < lean - pillar),
-                        shade=np.float32(0.7) + 0.4 * patch.v / high)  # fmt: skip
+        _paint_car_slice(canvas, car, owner, n, profile[n] * high)
     _paint_car_end(canvas, car, owner, profile[0] * high)
+
+
+def _paint_car_slice(canvas: Canvas, car: Car, owner: int, n: int, top: float) -> None:
+    """The cross-section ``n`` quarters along the car."""
+    half, shoulder = car.width / 2, 0.6 * car.height
+    span = (car.x - half, car.x + half)
+    patch = front_plane(canvas, car.z + car.length * n / 4, span, (0.25, top))
+    across = np.abs(patch.u - np.float32(car.x))
+    lean = half - 0.55 * np.maximum(patch.v - shoulder, 0)
+    inside = across < lean
+    shade = (0.55 + 0.4 * patch.v / car.height).astype(np.float32)
+    canvas.fill(patch, "body", owner, mask=inside, facing=UP, shade=shade)
+    if top > shoulder + 0.1 and not canvas.maps_only:
+        pane = (patch.v > shoulder + 0.04) & (patch.v < car.height * 0.92)
+        pillar = 0.05 if n > 1 else 0.13
+        canvas.fill(
+            patch, "glass", owner, mask=pane & (across < lean - pillar), shade=shade + 0.15
+        )
 
 
 def _paint_car_end(canvas: Canvas, car: Car, owner: int, top: float) -> None:
     half, high = car.width / 2, car.height
     end = front_plane(canvas, car.z, (car.x - half, car.x + half), (0.16, top))
-    if end.mask.size == 0:
-        return
     across = np.abs(end.u - np.float32(car.x))
     v = end.v
-    lean = half - 0.5 * np.clip(v - 0.6 * high, 0, None) - 0.1 * (v < 0.3)
+    lean = half - 0.5 * np.maximum(v - 0.6 * high, 0) - 0.1 * (v < 0.3)
     inside = across < lean
     canvas.fill(end, "body", owner, mask=inside, shade=np.float32(0.62) + 0.38 * v / top)
     if canvas.maps_only:
@@ -143,18 +155,18 @@ def _paint_car_end(canvas: Canvas, car: Car, owner: int, top: float) -> None:
     canvas.fill(end, "head" if car.oncoming else "tail", owner, mask=inside & lights)
     canvas.fill(end, "tyre", owner, mask=inside & (v < 0.3))
     grille = (across < half * 0.42) & (v > 0.3 * high) & (v < 0.42 * high)
-    canvas.fill(end, "glass" if car.oncoming else "tyre", owner, mask=inside & grille)
+    canvas.fill(end, "glass" if car.oncoming else "tyre", owner, mask=grille)
     if car.tall and not car.oncoming:
         pane = (v > 0.62 * high) & (v < 0.9 * high) & (across < lean - 0.12)
         canvas.fill(end, "glass", owner, mask=pane)
 
 
 def _paint_person(canvas: Canvas, person: Person) -> None:
-    owner = canvas.add("person")
     size, reach = person.height, 0.2 * person.height
     patch = front_plane(canvas, person.z, (person.x - reach, person.x + reach), (0, size))
     if patch.mask.size == 0:
         return
+    owner = canvas.add("person")
     a, b = (patch.u - np.float32(person.x)) / np.float32(size), patch.v / np.float32(size)
     spread = np.float32(0.035 + 0.05 * person.stride) * np.clip(1 - 1.6 * b, 0, 1) + 0.03
     thick = max(0.036, 0.4 * person.z / canvas.camera.focal / size)

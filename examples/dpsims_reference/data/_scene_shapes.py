@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dpsims_reference.data._scene_canvas import Canvas, Floats, Patch
@@ -45,14 +47,15 @@ def polygon(canvas: Canvas, corners: list[tuple[float, float, float]]) -> Patch:
     columns, lines = [p[0] for p in screen], [p[1] for p in screen]
     rows, cols = canvas.window(min(columns), min(lines), max(columns), max(lines))
     px, py = canvas.x[cols][None], canvas.y[rows][:, None]
-    sides = []
-    for (ax, ay), (bx, by) in zip(screen, screen[1:] + screen[:1], strict=True):
-        sides.append(np.float32(bx - ax) * (py - ay) - np.float32(by - ay) * (px - ax) >= 0)
-    inside = np.logical_and.reduce(sides)
-    outside = np.logical_and.reduce([~side for side in sides])
-    depth = float(np.mean([z for _, _, z in corners]))
+    edges = list(zip(screen, screen[1:] + screen[:1], strict=True))
+    turn = math.copysign(1, sum(ax * by - bx * ay for (ax, ay), (bx, by) in edges))
+    inside = np.ones((py.shape[0], px.shape[1]), np.bool_)
+    for (ax, ay), (bx, by) in edges:
+        across, down = turn * (bx - ax), turn * (by - ay)
+        inside &= np.float32(across) * py - np.float32(down) * px >= across * ay - down * ax
+    depth = sum(z for _, _, z in corners) / len(corners)
     scale = np.float32(depth / cam.focal)
-    return Patch(rows, cols, inside | outside, px * scale, py * scale, depth)
+    return Patch(rows, cols, inside, px * scale, py * scale, depth)
 
 
 def skyline(canvas: Canvas, tops: Floats, depth: float) -> Patch:

@@ -7,7 +7,6 @@ import numpy as np
 from dpsims_reference.data._scene_canvas import (
     FRONT,
     LEFT,
-    PART,
     RIGHT,
     UP,
     Canvas,
@@ -80,7 +79,8 @@ def _paint_ground(canvas: Canvas, world: World) -> None:
     strip = np.zeros(u.shape, np.uint8)
     for edge in edges:
         strip += u >= np.float32(edge)
-    part = np.array([PART[name] for name in strips], np.uint8)[strip]
+    codes = [canvas.new_code(name, 0, facing=UP) for name in (*strips, "mark")]
+    code = np.array(codes, np.uint16)[strip]
     road = strip == 3
     # a line keeps at least half a pixel, so that it fades instead of breaking up
     half = np.maximum(np.float32(0.09), np.float32(0.25 / canvas.camera.focal) * v)
@@ -92,12 +92,10 @@ def _paint_ground(canvas: Canvas, world: World) -> None:
     if world.crossing:
         zebra = (v > world.crossing) & (v < world.crossing + 3.0)
         lines = (lines & ~zebra) | (zebra & (((u - low) / 1.0) % 1 < 0.5))
-    part[road & lines] = PART["mark"]
-    canvas.part[box] = part
-    canvas.owner[box] = 0
+    code[road & lines] = codes[-1]
+    canvas.code[box] = code
     if canvas.maps_only:
         return
-    canvas.facing[box] = UP
     canvas.cell[box] = 0
     canvas.u[box], canvas.v[box], canvas.depth[box] = u, v, v
     # wheels polish two tracks per lane, and the gutter stays dark
@@ -111,8 +109,10 @@ def _walls_of(building: Building) -> tuple[float, float, int]:
     return far, (building.x + far) / 2, (RIGHT if building.side < 0 else LEFT)
 
 
-def _grounded(v: Floats) -> Floats:
+def _grounded(canvas: Canvas, v: Floats) -> Floats | float:
     """Walls darken towards the ground."""
+    if canvas.maps_only:
+        return 1.0
     return np.clip(np.float32(0.72) + np.float32(0.14) * v, 0, 1)
 
 
@@ -122,7 +122,7 @@ def _paint_building(canvas: Canvas, building: Building) -> None:
     (z0, z1), high = building.z, building.height
     end = front_plane(canvas, z0, (min(building.x, far), max(building.x, far)), (0, high))
     if end.mask.size:
-        canvas.fill(end, "wall", owner, shade=0.92 * _grounded(end.v))
+        canvas.fill(end, "wall", owner, shade=0.92 * _grounded(canvas, end.v))
         across = np.abs(end.u - building.x)
         _paint_windows(canvas, end, building, owner, across, facing=FRONT)
     if building.gabled:
@@ -136,7 +136,7 @@ def _paint_building(canvas: Canvas, building: Building) -> None:
     front = side_plane(canvas, building.x, building.z, (0, high))
     if front.mask.size == 0:
         return
-    canvas.fill(front, "wall", owner, facing=facing, shade=_grounded(front.v))
+    canvas.fill(front, "wall", owner, facing=facing, shade=_grounded(canvas, front.v))
     along = front.u - np.float32(z0)
     _paint_windows(canvas, front, building, owner, along, facing=facing)
     if not building.gabled:

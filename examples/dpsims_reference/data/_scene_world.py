@@ -116,13 +116,13 @@ def _buildings(rng: Rng, edge: float, side: int, plan: Side) -> list[Building]:
 
 
 def _tree(rng: Rng, x: float, z: float, *, conifer: bool, height: float) -> Tree:
-    count = 9
-    angle, reach = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.08, 0.23, count)
-    balls = np.stack(
-        (reach * np.cos(angle), 0.66 + 0.9 * reach * np.sin(angle), rng.uniform(0.13, 0.2, count)),
-        axis=1,
-    )
-    return Tree(x, z, height, conifer, balls.astype(np.float32))
+    drawn = rng.random((3, 7))
+    angle, reach = 2 * np.pi * drawn[0], 0.08 + 0.15 * drawn[1]
+    balls = np.empty((7, 3), np.float32)
+    balls[:, 0] = reach * np.cos(angle)
+    balls[:, 1] = 0.66 + 0.9 * reach * np.sin(angle)
+    balls[:, 2] = 0.14 + 0.07 * drawn[2]
+    return Tree(x, z, height, conifer, balls)
 
 
 def _roadside(rng: Rng, edge: float, side: int, plan: Side) -> list[Thing]:
