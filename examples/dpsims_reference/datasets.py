@@ -7,8 +7,8 @@ from typing import Literal
 
 from dpsims.errors import InputError
 from dpsims_reference.config import DataConfig
-from dpsims_reference.data._label_file import read_label_spec
 from dpsims_reference.data.folder import FolderDataset
+from dpsims_reference.data.label_file import read_label_spec
 from dpsims_reference.data.photos import PhotoCrops
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.data.scenes import StreetScenes

@@ -19,7 +19,7 @@ from dpsims.metrics import (
 from dpsims.nn import ConditionedBackbone
 from dpsims_reference.batches import Batch, collate
 from dpsims_reference.config import Config
-from dpsims_reference.data._labeller import PseudoLabeller
+from dpsims_reference.data.labeller import PseudoLabeller
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.datasets import Split, build_splits
 from dpsims_reference.generator import Generator

@@ -15,7 +15,7 @@ from support import assert_equal, assert_message
 
 from dpsims.data import LabelSpec
 from dpsims.errors import DataError, DTypeError, InputError
-from dpsims_reference.data._files import read_ids, read_image, shown
+from dpsims_reference.data.files import read_ids, read_image, shown
 from dpsims_reference.data.folder import (
     FolderDataset,
     check_folder,

@@ -12,8 +12,8 @@ from support import assert_equal, assert_message
 
 from dpsims.data import LabelSpec
 from dpsims.errors import CheckpointError, DataError, DTypeError, InputError
-from dpsims_reference.data._clusters import LEVEL_WEIGHTS, fit_scores
-from dpsims_reference.data._files import read_ids
+from dpsims_reference.data.clusters import LEVEL_WEIGHTS, fit_scores
+from dpsims_reference.data.files import read_ids
 from dpsims_reference.data.folder import FolderDataset, check_folder, read_label_spec
 from dpsims_reference.data.pseudo_labels import PseudoLabeller, pseudo_label_folder
 

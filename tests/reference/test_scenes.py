@@ -8,11 +8,12 @@ from hypothesis import given, settings, strategies as st
 from support import assert_equal, assert_message
 
 from dpsims.errors import DTypeError, InputError
-from dpsims_reference.data._scene_canvas import PART, Canvas, noise_texture
-from dpsims_reference.data._scene_street import paint_world
-from dpsims_reference.data._scene_world import sample_world
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.data.scenes import StreetScenes
+from dpsims_reference.data.scenes.canvas import PART, Canvas
+from dpsims_reference.data.scenes.noise import noise_texture
+from dpsims_reference.data.scenes.street import paint_world
+from dpsims_reference.data.scenes.world import sample_world
 
 SIZES = st.tuples(st.integers(32, 72), st.integers(32, 96))
 SEEDS = st.integers(0, 2**31 - 1)
@@ -129,7 +130,7 @@ def test_every_material_is_used_somewhere():
     used = set()
     for index in range(60):
         _, canvas = scenes._paint(index, maps_only=False)
-        used |= set(canvas.part.ravel().tolist())
+        used |= set(canvas.finish().part.ravel().tolist())
     assert used == set(PART.values())
 
 

@@ -18,7 +18,7 @@ from dpsims._checks import check_choice, check_ints
 from dpsims._optional import require
 from dpsims.data import LabelSpec, class_presence
 from dpsims.errors import DataError, DTypeError, InputError
-from dpsims_reference.data._files import (
+from dpsims_reference.data.files import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     MAX_PIXELS,
@@ -27,16 +27,16 @@ from dpsims_reference.data._files import (
     read_image,
     shown,
 )
-from dpsims_reference.data._folder_report import (
+from dpsims_reference.data.folder_report import (
     FolderReport as FolderReport,
     check_folder as check_folder,
     format_report as format_report,
 )
-from dpsims_reference.data._label_file import (
+from dpsims_reference.data.label_file import (
     labeller_path,
     read_label_spec as read_label_spec,
 )
-from dpsims_reference.data._labeller import PseudoLabeller
+from dpsims_reference.data.labeller import PseudoLabeller
 from dpsims_reference.data.sample import Sample, check_index, flip_sample, random_below
 
 _LARGEST_ZOOM = 1.25

@@ -18,8 +18,8 @@ from dpsims._checks import check_choice, check_int, check_ints, check_number
 from dpsims._optional import require
 from dpsims.data import LabelSpec
 from dpsims.errors import DataError, DTypeError, InputError
-from dpsims_reference.data._files import read_image
-from dpsims_reference.data._labeller import PseudoLabeller
+from dpsims_reference.data.files import read_image
+from dpsims_reference.data.labeller import PseudoLabeller
 from dpsims_reference.data.sample import Sample, check_index, flip_sample, random_below
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from dpsims._optional import require
 from dpsims.data import LabelSpec
 from dpsims.errors import DataError
-from dpsims_reference.data._files import IMAGE_SUFFIXES, Pixels, files_by_stem, read_image, shown
-from dpsims_reference.data._label_sheet import Panel, draw_sheet
-from dpsims_reference.data._labeller import PseudoLabeller as PseudoLabeller, to_working_size
+from dpsims_reference.data.files import IMAGE_SUFFIXES, Pixels, files_by_stem, read_image, shown
+from dpsims_reference.data.label_sheet import Panel, draw_sheet
+from dpsims_reference.data.labeller import PseudoLabeller as PseudoLabeller, to_working_size
 
 LABELLER_FILE = "labeller.safetensors"
 _MOST_FITTED, _MOST_SHOWN = 64, 8

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dpsims_reference.data._scene_canvas import Camera, Floats
+from dpsims_reference.data.scenes.canvas import Camera, Floats
 
 
 class Building(NamedTuple):

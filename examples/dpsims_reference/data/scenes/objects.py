@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpsims_reference.data._scene_canvas import UP, Canvas, look_up, noise_texture
-from dpsims_reference.data._scene_shapes import NEAREST, front_plane
-from dpsims_reference.data._scene_things import Car, Lamp, Person, Thing, Tree
+from dpsims_reference.data.scenes.canvas import UP, Canvas
+from dpsims_reference.data.scenes.noise import look_up, noise_texture
+from dpsims_reference.data.scenes.shapes import NEAREST, front_plane
+from dpsims_reference.data.scenes.things import Car, Lamp, Person, Thing, Tree
 
 
 def paint_thing(canvas: Canvas, thing: Thing) -> None:
@@ -55,7 +56,7 @@ def _paint_tree(canvas: Canvas, tree: Tree) -> None:
     patch = front_plane(
         canvas, tree.z, (tree.x - 0.48 * size, tree.x + 0.48 * size), (0, 1.1 * size)
     )
-    if patch.mask.size == 0:
+    if patch.empty:
         return
     owner = canvas.add("conifer" if tree.conifer else "tree")
     a, b = (patch.u - np.float32(tree.x)) / np.float32(size), patch.v / np.float32(size)
@@ -89,7 +90,7 @@ def _paint_lamp(canvas: Canvas, lamp: Lamp) -> None:
     tip, top = lamp.x + lamp.arm, lamp.height
     span = (min(lamp.x - half, tip - wide), max(lamp.x + half, tip + wide))
     patch = front_plane(canvas, lamp.z, span, (0, top + thick))
-    if patch.mask.size == 0:
+    if patch.empty:
         return
     owner = canvas.add("lamp")
     u, up = patch.u, patch.v - np.float32(top)
@@ -106,7 +107,7 @@ def _paint_car(canvas: Canvas, car: Car) -> None:
     half, high = car.width / 2, car.height
     end = front_plane(canvas, car.z, (car.x - half, car.x + half), (0.0, high))
     far_edge = canvas.camera.column(car.x - half * (1 if car.x > 0 else -1), car.z + car.length)
-    if end.mask.size == 0 and not 0 <= far_edge <= canvas.size[1]:
+    if end.empty and not 0 <= far_edge <= canvas.size[1]:
         return
     owner = canvas.add("car")
     near = 14 * car.z < 5 * canvas.camera.focal
@@ -164,7 +165,7 @@ def _paint_car_end(canvas: Canvas, car: Car, owner: int, top: float) -> None:
 def _paint_person(canvas: Canvas, person: Person) -> None:
     size, reach = person.height, 0.2 * person.height
     patch = front_plane(canvas, person.z, (person.x - reach, person.x + reach), (0, size))
-    if patch.mask.size == 0:
+    if patch.empty:
         return
     owner = canvas.add("person")
     a, b = (patch.u - np.float32(person.x)) / np.float32(size), patch.v / np.float32(size)

@@ -12,13 +12,13 @@ from torch import Tensor
 from dpsims._checks import check_choice, check_int, check_ints
 from dpsims.data.label_spec import LabelSpec
 from dpsims.errors import InputError
-from dpsims_reference.data._scene_canvas import CLASS_COLORS, CLASS_NAMES, Canvas
-from dpsims_reference.data._scene_light import light_canvas
-from dpsims_reference.data._scene_looks import LOOKS, sample_look
-from dpsims_reference.data._scene_street import paint_world
-from dpsims_reference.data._scene_things import World
-from dpsims_reference.data._scene_world import sample_world
 from dpsims_reference.data.sample import Sample, check_index, flip_sample, random_below
+from dpsims_reference.data.scenes.canvas import CLASS_COLORS, CLASS_NAMES, Canvas
+from dpsims_reference.data.scenes.light import light_canvas
+from dpsims_reference.data.scenes.looks import LOOKS, sample_look
+from dpsims_reference.data.scenes.street import paint_world
+from dpsims_reference.data.scenes.things import World
+from dpsims_reference.data.scenes.world import sample_world
 
 RECIPE = 1
 """Counts changes of the pictures: part of the fingerprint."""
@@ -43,8 +43,8 @@ class StreetScenes:
         InputError: A count or size is too small.
 
     Note:
-        Cost: about 7 ms per 64 x 64 and 12 ms per 128 x 128 sample on one core. ``presence``
-        paints every label map once, about 4 ms each, and keeps the result.
+        Cost on one busy core of a server: about 15 ms per 64 x 64 and 30 ms per 128 x 128 sample.
+        ``presence`` paints every label map once, about 9 ms each, and keeps the result.
 
     Source:
         Not from the paper: a data set that needs no download.

@@ -6,10 +6,9 @@ looks. All lengths are metres, all screen positions are output pixels.
 
 from __future__ import annotations
 
-import functools
 import math
 from math import nan
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -98,10 +97,15 @@ class Patch(NamedTuple):
 
     rows: slice
     cols: slice
-    mask: Bools
+    mask: Bools | Literal[True]
     u: Floats
     v: Floats
     depth: Floats | float
+
+    @property
+    def empty(self) -> bool:
+        """Whether the rectangle holds no points at all."""
+        return self.rows.start == self.rows.stop or self.cols.start == self.cols.stop
 
 
 class Surface(NamedTuple):
@@ -161,13 +165,9 @@ class Canvas:
 
     def window(self, left: float, top: float, right: float, bottom: float) -> tuple[slice, slice]:
         """Rows and columns of the sample points inside a screen rectangle, cut to the canvas."""
-        spans = []
-        for low, high, points in ((top, bottom, len(self.y)), (left, right, len(self.x))):
-            first = math.ceil((max(low, -1e6) - 0.25) * self.oversampling)
-            last = math.ceil((min(high, 1e6) - 0.25) * self.oversampling)
-            first = min(max(first, 0), points)
-            spans.append(slice(first, min(max(last, first), points)))
-        return spans[0], spans[1]
+        return _span(top, bottom, self.size[0], self.oversampling), _span(
+            left, right, self.size[1], self.oversampling
+        )
 
     def fill(
         self,
@@ -181,9 +181,9 @@ class Canvas:
         mask: Bools | None = None,
     ) -> None:
         """Paint one material where ``mask`` (default: the patch's own) holds."""
-        where = patch.mask if mask is None else mask
-        if where.size == 0:
+        if patch.empty:
             return
+        where = patch.mask if mask is None else mask
         box = (patch.rows, patch.cols)
         many_depths = isinstance(patch.depth, np.ndarray)
         many_shades = isinstance(shade, np.ndarray)
@@ -231,22 +231,8 @@ class Canvas:
         return table[self.code[:: self.oversampling, :: self.oversampling]]
 
 
-@functools.cache
-def noise_texture(smoothness: float, *, size: int = 256) -> Floats:
-    """A tileable noise image in [0, 1]; its spectrum falls as frequency to ``-smoothness``."""
-    white = np.random.default_rng(20240605).standard_normal((size, size))
-    frequency = np.fft.fftfreq(size) * size
-    radius = np.hypot(frequency[:, None], frequency[None])
-    radius[0, 0] = np.inf
-    noise = np.fft.ifft2(np.fft.fft2(white) * radius**-smoothness).real
-    noise = 0.5 + 0.22 * noise / noise.std()
-    texture = np.clip(noise, 0, 1).astype(np.float32)
-    texture.setflags(write=False)
-    return texture
-
-
-def look_up(texture: Floats, u: Floats, v: Floats) -> Floats:
-    """The texture at ``(u, v)``, in texels, repeated without end."""
-    size = len(texture)
-    row, column = v.astype(np.int32) & (size - 1), u.astype(np.int32) & (size - 1)
-    return texture.ravel().take(row * size + column)
+def _span(low: float, high: float, size: int, oversampling: int) -> slice:
+    first = 0 if low <= 0 else math.ceil((min(low, size + 1) - 0.25) * oversampling)
+    last = size * oversampling if high >= size else math.ceil((max(high, 0) - 0.25) * oversampling)
+    first = min(first, size * oversampling)
+    return slice(first, max(last, first))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dpsims_reference.data._scene_canvas import Canvas, Floats, Patch
+from dpsims_reference.data.scenes.canvas import Canvas, Floats, Patch
 
 NEAREST = 1.5
 
@@ -37,7 +37,7 @@ def front_plane(canvas: Canvas, z: float, x: tuple[float, float], y: tuple[float
     scale = np.float32(z / cam.focal)
     u = (canvas.x[cols] - np.float32(cam.center)) * scale
     v = np.float32(cam.height) - (canvas.y[rows] - np.float32(cam.horizon)) * scale
-    return Patch(rows, cols, np.ones((len(v), len(u)), np.bool_), u[None], v[:, None], z)
+    return Patch(rows, cols, True, u[None], v[:, None], z)
 
 
 def polygon(canvas: Canvas, corners: list[tuple[float, float, float]]) -> Patch:
@@ -75,4 +75,4 @@ def ground(canvas: Canvas) -> Patch:
     depth = np.float32(cam.focal * cam.height) / (canvas.y[rows] - np.float32(cam.horizon))
     u = (canvas.x - np.float32(cam.center))[None] * (depth * np.float32(1 / cam.focal))[:, None]
     wide = np.broadcast_to(depth[:, None], u.shape)
-    return Patch(rows, cols, np.ones(u.shape, np.bool_), u, wide, wide)
+    return Patch(rows, cols, True, u, wide, wide)

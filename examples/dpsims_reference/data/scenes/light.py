@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from dpsims_reference.data._scene_canvas import (
+from dpsims_reference.data.scenes.canvas import (
     FRONT,
     LEFT,
     MATERIALS,
@@ -17,12 +17,11 @@ from dpsims_reference.data._scene_canvas import (
     Canvas,
     Floats,
     Surface,
-    look_up,
-    noise_texture,
 )
-from dpsims_reference.data._scene_looks import Look, albedo_table
-from dpsims_reference.data._scene_sky import render_sky
-from dpsims_reference.data._scene_things import World
+from dpsims_reference.data.scenes.looks import Look, albedo_table
+from dpsims_reference.data.scenes.noise import look_up, noise_texture
+from dpsims_reference.data.scenes.sky import render_sky
+from dpsims_reference.data.scenes.things import World
 
 Rng = np.random.Generator
 Parts = npt.NDArray[np.uint8]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpsims_reference.data._scene_canvas import Canvas, Floats, look_up, noise_texture
-from dpsims_reference.data._scene_looks import Look
-from dpsims_reference.data._scene_things import World
+from dpsims_reference.data.scenes.canvas import Canvas, Floats
+from dpsims_reference.data.scenes.looks import Look
+from dpsims_reference.data.scenes.noise import look_up, noise_texture
+from dpsims_reference.data.scenes.things import World
 
 
 def render_sky(canvas: Canvas, world: World, look: Look, rng: np.random.Generator) -> Floats:

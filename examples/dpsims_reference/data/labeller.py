@@ -17,8 +17,8 @@ from torch import Tensor
 from dpsims._checks import check_int, check_tensor
 from dpsims.errors import CheckpointError, DTypeError, InputError
 from dpsims.nn import ConditionedBackbone
-from dpsims_reference.data._clusters import fit_scores
-from dpsims_reference.data._files import Pixels
+from dpsims_reference.data.clusters import fit_scores
+from dpsims_reference.data.files import Pixels
 
 BACKBONE = "tf_efficientnet_lite1"
 _MARGIN = 32

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpsims_reference.data._scene_canvas import Camera, Floats
-from dpsims_reference.data._scene_things import (
+from dpsims_reference.data.scenes.canvas import Camera, Floats
+from dpsims_reference.data.scenes.things import (
     Building,
     Car,
     Lamp,
@@ -95,8 +95,11 @@ def _buildings(rng: Rng, edge: float, side: int, plan: Side) -> list[Building]:
     # nothing starts beside or behind the camera, so that no wall fills the picture
     z = rng.uniform(2.5, 9.0) + abs(x) * 0.5
     row = []
-    while z < 110:
+    while z < 100:
         length = rng.uniform(8, 18) if terraces else rng.uniform(7, 11)
+        if z > 60 and terraces:
+            # the far end of a row is a few pixels wide
+            length = 60.0
         floors = int(rng.integers(2, 7)) if terraces else int(rng.integers(1, 3))
         row.append(
             Building(
@@ -129,21 +132,21 @@ def _roadside(rng: Rng, edge: float, side: int, plan: Side) -> list[Thing]:
     """Trees, lamps and people beside the road."""
     things: list[Thing] = []
     curb = edge + side * 0.7
-    spacing, first = rng.uniform(9, 20), rng.uniform(4.5, 14)
+    spacing, first = rng.uniform(10, 20), rng.uniform(4.5, 14)
     if rng.random() < 0.75 and plan.paving > 0:
         things += [
             Lamp(curb, z, rng.uniform(5, 6.5), -side * 1.4)
-            for z in np.arange(first, 75, max(spacing, 12) * 1.3)
+            for z in np.arange(first, 65, max(spacing, 12) * 1.3)
         ]
     rows = {"terraces": 0.45, "houses": 0.75, "park": 1.0, "fields": 0.5}[plan.kind]
     if rng.random() < rows:
         conifer, tall = rng.random() < 0.25, rng.uniform(4.5, 8.5)
-        for z in np.arange(first + spacing / 2, 90, spacing):
+        for z in np.arange(first + spacing / 2, 80, spacing):
             beside = 1.2 if plan.lawn == 0 else plan.paving + rng.uniform(1.2, 3)
             things.append(_tree(rng, edge + side * beside, z, conifer=conifer,
                                 height=tall * rng.uniform(0.8, 1.2)))  # fmt: skip
     if plan.lawn > 100:
-        for _ in range(rng.integers(3, 12)):
+        for _ in range(rng.integers(2, 9)):
             x = edge + side * (plan.paving + rng.uniform(5, 45))
             things.append(_tree(rng, x, rng.uniform(12, 90), conifer=rng.random() < 0.35,
                                 height=rng.uniform(5, 11)))  # fmt: skip

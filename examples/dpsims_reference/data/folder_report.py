@@ -10,7 +10,7 @@ import numpy as np
 
 from dpsims._checks import check_int
 from dpsims.errors import DataError
-from dpsims_reference.data._files import (
+from dpsims_reference.data.files import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     files_by_stem,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpsims._optional import require
 from dpsims.data import LabelSpec
-from dpsims_reference.data._files import Pixels, shown
+from dpsims_reference.data.files import Pixels, shown
 
 _PANEL, _GAP, _TITLE = 300, 14, 22
 _INK, _FAINT, _PAPER = (32, 33, 38), (120, 122, 130), (255, 255, 255)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpsims_reference.data._scene_canvas import (
+from dpsims_reference.data.scenes.canvas import (
     FRONT,
     LEFT,
     RIGHT,
@@ -12,18 +12,17 @@ from dpsims_reference.data._scene_canvas import (
     Canvas,
     Floats,
     Patch,
-    look_up,
-    noise_texture,
 )
-from dpsims_reference.data._scene_objects import mark_ground, paint_thing
-from dpsims_reference.data._scene_shapes import (
+from dpsims_reference.data.scenes.noise import look_up, noise_texture
+from dpsims_reference.data.scenes.objects import mark_ground, paint_thing
+from dpsims_reference.data.scenes.shapes import (
     front_plane,
     ground,
     polygon,
     side_plane,
     skyline,
 )
-from dpsims_reference.data._scene_things import Building, World
+from dpsims_reference.data.scenes.things import Building, World
 
 FLOOR = 3.1
 CURB = 0.2
@@ -121,7 +120,7 @@ def _paint_building(canvas: Canvas, building: Building) -> None:
     far, middle, facing = _walls_of(building)
     (z0, z1), high = building.z, building.height
     end = front_plane(canvas, z0, (min(building.x, far), max(building.x, far)), (0, high))
-    if end.mask.size:
+    if not end.empty:
         canvas.fill(end, "wall", owner, shade=0.92 * _grounded(canvas, end.v))
         across = np.abs(end.u - building.x)
         _paint_windows(canvas, end, building, owner, across, facing=FRONT)
@@ -134,7 +133,7 @@ def _paint_building(canvas: Canvas, building: Building) -> None:
                  (middle, ridge, over)]  # fmt: skip
         canvas.fill(polygon(canvas, slope), "roof", owner, facing=facing)
     front = side_plane(canvas, building.x, building.z, (0, high))
-    if front.mask.size == 0:
+    if front.empty:
         return
     canvas.fill(front, "wall", owner, facing=facing, shade=_grounded(canvas, front.v))
     along = front.u - np.float32(z0)
@@ -151,10 +150,12 @@ def _paint_windows(
     if canvas.maps_only:
         return
     shops = building.height > 2 * FLOOR + 1 and facing != FRONT and building.style < 3
-    column, floor = along / np.float32(building.window), wall.v / np.float32(FLOOR)
-    fu, fv = column % 1, floor % 1
     # metres per pixel along the wall: far windows melt into it
     fine = wall.depth * wall.depth < 0.9 * building.window * canvas.camera.focal * abs(building.x)
+    if facing != FRONT and not np.any(fine):
+        return
+    column, floor = along / np.float32(building.window), wall.v / np.float32(FLOOR)
+    fu, fv = column % 1, floor % 1
     whole = (wall.v < building.height - 0.7) & wall.mask & (fine if facing != FRONT else True)
     side, low = ((0.27, 0.34), (0.22, 0.16), (0.3, 0.3), (0.06, 0.36))[building.style]
     panes = (fu > side) & (fu < 1 - side) & (fv > low) & (fv < 0.82) & whole

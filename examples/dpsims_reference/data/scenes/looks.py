@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dpsims_reference.data._scene_canvas import MATERIALS, PART, Floats
+from dpsims_reference.data.scenes.canvas import MATERIALS, PART, Floats
 
 Rgb = tuple[float, float, float]
 Palette = tuple[Rgb, ...]
