@@ -160,7 +160,7 @@ def diversity_threshold(
         Cost: ``O(B^2 C H W)`` time, memory of one more batch of features.
 
     Source:
-        Berrada et al., CVPR 2024, Eq. (7). Theirs -> ours: tau_div -> the result; the batch size -> B. The
+        Berrada et al., CVPR 2024, Eq. (7). Theirs -> ours: tau_div -> the result. The
         printed sum runs over i = j too, where it is 0/0: those pairs are left out.
 
     Example:
