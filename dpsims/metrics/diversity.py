@@ -86,7 +86,7 @@ def l1_distance(
         images_b: The other batch.
 
     Shape:
-        - images_a, images_b ``(B, C, H, W)``; output ``(B,)``
+        - images_a, images_b ``(B, C, H, W)``; output ``(B,)``, float32 or better
 
     Raises:
         InputError: Shapes or devices differ.
@@ -103,7 +103,9 @@ def l1_distance(
         tensor([0.5000])
     """
     _check_pair("l1_distance", images_a, images_b)
-    return (images_a - images_b).abs().mean(dim=(1, 2, 3))
+    # the difference of two float16 numbers may overflow
+    dtype = torch.promote_types(torch.promote_types(images_a.dtype, images_b.dtype), torch.float32)
+    return (images_a.to(dtype) - images_b.to(dtype)).abs().mean(dim=(1, 2, 3))
 
 
 def lpips_distance(
