@@ -7,7 +7,6 @@ from dataclasses import replace
 from dpsims_reference.config import Config
 from dpsims_reference.presets import preset
 
-
 # what StreetScenes draws
 NUM_CLASSES = 12
 

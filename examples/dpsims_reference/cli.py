@@ -135,7 +135,7 @@ class Demo:
     minutes: float = 8.0
     """Longest training time."""
     steps: int | None = None
-    """Training steps; None takes the demo's own number."""
+    """Training steps; None takes as many as fit into the minutes on this machine."""
 
 
 def parse_train(arguments: Sequence[str]) -> Train:

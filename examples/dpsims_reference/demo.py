@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpsims_reference.batches import collate
+from dpsims_reference.batches import collate, train_batches
+from dpsims_reference.config import Config
 from dpsims_reference.data.sample import ImageDataset, Sample
 from dpsims_reference.datasets import Split, build_splits
 from dpsims_reference.evaluation import Evaluator, format_figures
@@ -29,6 +32,7 @@ from dpsims_reference.randomness import derive_generator
 from dpsims_reference.trainer import Trainer
 
 _NOISES = 4
+_TIMED_STEPS, _TRAINING_SHARE, _MOST_STEPS = 18, 0.94, 3000
 
 
 def run_demo(
@@ -44,26 +48,49 @@ def run_demo(
     Args:
         out: Folder of the run; an earlier demo in it is replaced.
         seed: Seed of the run.
-        minutes: Longest training time; a slower machine takes fewer steps.
-        steps: Training steps; ``None`` takes the preset's.
+        minutes: Longest training time.
+        steps: Training steps; ``None`` takes as many as fit into ``minutes`` on this machine.
         num_images: Images per figure.
     """
     config = replace(preset("tiny"), seed=seed)
-    if steps is not None:
-        config = replace(config, optim=replace(config.optim, steps=steps))
     clear(out)
     started = time.perf_counter()
     print("labelling two photographs with pretrained features ...")
     datasets = build_splits(config.data)
+    if steps is None:
+        steps = fitting_steps(config, datasets["train"], 60 * minutes)
+    config = replace(config, optim=replace(config.optim, steps=steps))
     evaluator = Evaluator(config, num_images=num_images, datasets=datasets)
     trainer = Trainer(config, datasets["train"], out)
     before = evaluator.measure(trainer.averaged_generator())
     waited = time.perf_counter() - started
-    print(f"ready after {waited:.0f} s; training for at most {minutes:g} minutes")
+    print(f"ready after {waited:.0f} s; training {steps} steps, at most {minutes:g} minutes")
     trainer.run(save_every=config.optim.steps, picture_every=200, max_seconds=60 * minutes)
     after = evaluator.measure(trainer.averaged_generator())
     write_results(trainer, datasets, before, after, out)
     trainer.store.close()
+
+
+def fitting_steps(config: Config, dataset: ImageDataset, seconds: float) -> int:
+    """How many training steps fit into ``seconds`` here, measured on a few throw-away steps.
+
+    The learning rate falls to its end over the steps of a run, so a run that is cut off by the
+    clock would end too early: the number must be known before.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, dataset, Path(folder))
+        trainer.objective.diversity_hinge = 0.0
+        batches = train_batches(dataset, config)
+        times = []
+        for step in range(_TIMED_STEPS):
+            started = time.perf_counter()
+            trainer.update(next(batches), step)
+            trainer.ema.update(trainer.generator)
+            times.append(time.perf_counter() - started)
+        trainer.store.close()
+    # the first steps allocate; the sample grids take the reserve
+    pace = statistics.median(times[len(times) // 3 :])
+    return min(max(int(_TRAINING_SHARE * seconds / pace), 1), _MOST_STEPS)
 
 
 def clear(out: Path) -> None:

@@ -5,10 +5,12 @@ import pytest
 import torch
 from PIL import Image
 from support import assert_equal
+from unit_run import unit_config
 
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.data.photos import PhotoCrops
-from dpsims_reference.demo import clear, edited_maps, run_demo
+from dpsims_reference.datasets import build_dataset
+from dpsims_reference.demo import clear, edited_maps, fitting_steps, run_demo
 from dpsims_reference.evaluation import Evaluator, format_figures
 from dpsims_reference.generator import build_generator
 from dpsims_reference.presets import preset
@@ -52,6 +54,14 @@ def test_figures_stand_beside_floor_and_ceiling(demo):
             assert figures["pixel_accuracy"] < figures["pixel_accuracy_ceiling"]
     # closed gates: at the start no noise reaches the image
     assert record["start"]["train"]["noise_difference"] == 0
+
+
+def test_steps_are_chosen_to_fit_the_time():
+    config = unit_config()
+    dataset = build_dataset(config.data)
+    few, many = (fitting_steps(config, dataset, seconds) for seconds in (0.0, 1e6))
+    assert (few, many) == (1, 3000)
+    assert 1 < fitting_steps(config, dataset, 5.0) < 3000
 
 
 @pytest.fixture(scope="module")
