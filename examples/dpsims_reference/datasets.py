@@ -14,13 +14,19 @@ from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.data.scenes import StreetScenes
 
 Split = Literal["train", "heldout"]
+_HELDOUT = "heldout"
 
 
 def build_splits(config: DataConfig) -> dict[Split, ImageDataset]:
-    """Both parts of the data that ``config`` names; photographs are labelled once for both."""
+    """Both parts of the data that ``config`` names, or the only one that there is.
+
+    Photographs are labelled once for both.
+    """
     train = build_dataset(config, split="train")
     if isinstance(train, PhotoCrops):
         return {"train": train, "heldout": train.part("heldout")}
+    if isinstance(train, FolderDataset) and not (train.root / _HELDOUT).is_dir():
+        return {"train": train}
     return {"train": train, "heldout": build_dataset(config, split="heldout")}
 
 
@@ -28,7 +34,7 @@ def build_dataset(config: DataConfig, *, split: Split = "train") -> ImageDataset
     """The training or the held-out part of the data that ``config`` names.
 
     ``photos`` holds out the right part of each photograph, ``scenes`` draws other scenes, and a
-    folder holds out nothing unless it has a ``heldout`` folder beside ``images``.
+    folder holds out its own folder ``heldout``, which again has ``images`` and ``labels``.
 
     Raises:
         InputError: A folder is wanted and no root is given, or the number of classes is not that
@@ -57,7 +63,6 @@ def build_dataset(config: DataConfig, *, split: Split = "train") -> ImageDataset
         msg = "build_dataset: data.root must name a folder with images/ and labels/; got None"
         raise InputError(msg)
     root = Path(config.root)
-    if split == "heldout" and (root / "heldout").is_dir():
-        root = root / "heldout"
     spec = read_label_spec(root / "labels.json", num_classes=config.num_classes)
-    return FolderDataset(root, spec, image_size=config.image_size)
+    part = root / _HELDOUT if split == "heldout" else root
+    return FolderDataset(part, spec, image_size=config.image_size)
