@@ -96,15 +96,10 @@ class TrainingStep:
     def _update_discriminator(
         self, batch: Batch, real_features: list[Tensor], fake: Fake, fake_features: list[Tensor]
     ) -> dict[str, Tensor]:
-        # one call for both: the decoder has no batch statistics, and half as many calls are faster
-        images = torch.cat((batch.images, fake.output.images.detach()))
-        features = [
-            torch.cat((real, generated.detach()))
-            for real, generated in zip(real_features, fake_features, strict=True)
-        ]
-        sizes = [len(batch.images), len(fake.output.images)]
+        images = fake.output.images.detach()
         with self._autocast():
-            real_logits, fake_logits = self.discriminator.decode(images, features).split(sizes)
+            real_logits = self.discriminator.decode(batch.images, real_features)
+            fake_logits = self.discriminator.decode(images, [f.detach() for f in fake_features])
             loss = self.objective.discriminator_loss(real_logits, fake_logits, batch.labels)
         self._descend(loss.total, self.discriminator_optimizer, self.discriminator_parameters)
         return loss.terms

@@ -146,7 +146,7 @@ def test_terms_can_be_switched_off(batch):
 
 
 def test_learning_rate_follows_half_a_cosine():
-    optim = unit_config(steps=100).optim
+    optim = unit_config(steps=100, final_lr=1.0).optim
     assert learning_rate(optim, 0) == learning_rate(optim, 99) == optim.lr
     optim = replace(optim, final_lr=0.1)
     rates = [learning_rate(optim, step) for step in range(101)]
