@@ -26,6 +26,7 @@ def draw_positions(
 
 
 def gather_pixels(features: Tensor, positions: Tensor) -> Float[Tensor, "B P C"]:
+    """The vectors of a map at flat positions."""
     pixels = rearrange(features, "b c h w -> b (h w) c")
     return pixels.gather(1, positions[:, :, None].expand(-1, -1, features.shape[1]))
 

@@ -233,14 +233,17 @@ def test_second_trainer_is_refused_and_readers_are_not(tmp_path):
 
 def test_lock_ends_with_the_store_object(tmp_path):
     CheckpointStore(tmp_path)
-    CheckpointStore(tmp_path).close()
+    with CheckpointStore(tmp_path) as store:
+        assert store.save(1, simple(), {}).is_dir()
 
 
 def test_lock_is_not_inherited_by_a_started_program(tmp_path):
     with CheckpointStore(tmp_path):
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        CheckpointStore(tmp_path).close()
+        with CheckpointStore(tmp_path) as store:
+            assert child.poll() is None
+            assert store.save(1, simple(), {}).is_dir()
     finally:
         child.communicate(b"\n")
 

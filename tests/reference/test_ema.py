@@ -308,7 +308,9 @@ def test_large_finite_parameters_are_accepted(dtype):
     model = nn.Linear(64, 64, bias=False).to(dtype)
     with torch.no_grad():
         model.weight.fill_(torch.finfo(dtype).max / 4)
-    GeneratorEMA(model).update(model)
+    ema = GeneratorEMA(model)
+    ema.update(model)
+    assert ema.num_updates == 1
 
 
 def test_model_without_parameters():
