@@ -27,7 +27,7 @@ from dpsims.errors import DTypeError, InputError
 IMAGES = torch.zeros(2, 3, 4, 5)
 
 
-def refused(error, message, check, *args, **options):
+def assert_refused(error, message, check, *args, **options):
     with pytest.raises(error) as caught:
         check("part", "thing", *args, **options)
     assert str(caught.value) == f"part: thing must {message}"
@@ -98,11 +98,11 @@ def test_ids_come_in_four_dtypes(dtype):
     ],
 )
 def test_other_tensors_are_refused(value, error, message, options):
-    refused(error, message, check_tensor, value, "B C H W", **options)
+    assert_refused(error, message, check_tensor, value, "B C H W", **options)
 
 
 def test_one_axis_is_written_as_a_tuple():
-    refused(InputError, "have shape (N,); got (1, 2)", check_tensor, torch.zeros(1, 2), "N")
+    assert_refused(InputError, "have shape (N,); got (1, 2)", check_tensor, torch.zeros(1, 2), "N")
 
 
 @pytest.mark.parametrize("layout", ["N D", "I K", "S B C H W"])
@@ -111,7 +111,7 @@ def test_the_hint_about_empty_axes_includes_the_first_one(layout):
     message = (
         f"have shape ({layout.replace(' ', ', ')}) (axes must not be empty); got {tuple(shape)}"
     )
-    refused(InputError, message, check_tensor, torch.zeros(shape), layout)
+    assert_refused(InputError, message, check_tensor, torch.zeros(shape), layout)
 
 
 # --- numbers
@@ -134,7 +134,7 @@ def test_ints_in_range_pass(value, minimum):
     ],
 )
 def test_other_ints_are_refused(value, error, message):
-    refused(error, message, check_int, value)
+    assert_refused(error, message, check_int, value)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_other_ints_are_refused(value, error, message):
     ],
 )
 def test_what_is_no_sequence_of_ints_is_refused(value, error, message):
-    refused(error, message, check_ints, value)
+    assert_refused(error, message, check_ints, value)
 
 
 def test_a_bad_entry_is_named_by_its_place():
@@ -190,7 +190,7 @@ def test_numbers_in_range_pass(value, bounds):
     ],
 )
 def test_other_numbers_are_refused(value, bounds, error, message):
-    refused(error, message, check_number, value, **bounds)
+    assert_refused(error, message, check_number, value, **bounds)
 
 
 def test_an_int_that_no_float_can_hold_is_not_finite():
@@ -205,19 +205,19 @@ def test_an_int_that_no_float_can_hold_is_not_finite():
 @pytest.mark.parametrize("value", [1, 0, None, "yes", torch.tensor(True)], ids=str)
 def test_only_bools_are_bools(value):
     assert check_bool("part", "thing", True) is None
-    refused(DTypeError, f"be a bool; got {type(value).__name__}", check_bool, value)
+    assert_refused(DTypeError, f"be a bool; got {type(value).__name__}", check_bool, value)
 
 
 def test_a_generator_or_none():
     assert check_generator("part", "thing", None) is None
     assert check_generator("part", "thing", torch.Generator()) is None
-    refused(DTypeError, "be a torch.Generator; got int", check_generator, 3)
+    assert_refused(DTypeError, "be a torch.Generator; got int", check_generator, 3)
 
 
 @pytest.mark.parametrize("value", ["mean ", "MEAN", None, 3, ["mean"]], ids=str)
 def test_choices_are_listed(value):
     assert check_choice("part", "thing", "sum", ("mean", "sum")) is None
-    refused(
+    assert_refused(
         InputError, f"be one of 'mean', 'sum'; got {value!r}", check_choice, value, ("mean", "sum")
     )
 
@@ -260,7 +260,7 @@ def test_labels_in_range_pass(dtype):
     ],
 )
 def test_labels_out_of_range_are_named(labels, ignore_index, message):
-    refused(InputError, message, check_label_values, labels, 3, ignore_index)
+    assert_refused(InputError, message, check_label_values, labels, 3, ignore_index)
 
 
 def test_labels_that_cannot_be_read_are_left_to_the_caller():

@@ -166,7 +166,9 @@ def assert_contract(error: BaseException, part: Part, *arguments: str) -> None:
     assert len(text) < 500
 
 
-def refuses(error: type[Exception], part: Part, inputs: dict[str, Any], *arguments: str) -> str:
+def assert_refuses(
+    error: type[Exception], part: Part, inputs: dict[str, Any], *arguments: str
+) -> str:
     called = part.make()
     with pytest.raises(error) as caught:
         called(**inputs)
@@ -217,15 +219,15 @@ def _not_tensors(part: Part, arg: Arg) -> dict[str, Any]:
 def test_what_is_not_a_tensor_is_refused(part, arg, other):
     inputs = change(part.inputs(), arg, other, last=True)
     got = leaf_of(inputs[arg.name])
-    text = refuses(DTypeError, part, inputs, arg.name)
+    text = assert_refuses(DTypeError, part, inputs, arg.name)
     assert type(got).__name__ in text
 
 
 @each_arg("wrong-type", lambda part, arg: arg.levels)
 def test_one_tensor_is_no_list_of_maps(part, arg):
     inputs = part.inputs()
-    refuses(DTypeError, part, inputs | {arg.name: inputs[arg.name][0]}, arg.name)
-    refuses(InputError, part, inputs | {arg.name: inputs[arg.name][:1]}, arg.name)
+    assert_refuses(DTypeError, part, inputs | {arg.name: inputs[arg.name][0]}, arg.name)
+    assert_refuses(InputError, part, inputs | {arg.name: inputs[arg.name][:1]}, arg.name)
 
 
 @each_arg_with("by", "wrong-rank", lambda part, arg: {f"{by:+d}": by for by in arg.ranks})
@@ -236,7 +238,7 @@ def test_a_wrong_rank_is_refused(part, arg, by):
         return x
 
     inputs = change(part.inputs(), arg, other_rank, last=True)
-    text = refuses(InputError, part, inputs, arg.name)
+    text = assert_refuses(InputError, part, inputs, arg.name)
     assert " must have shape (" in text
     assert f"got {tuple(leaf_of(inputs[arg.name]).shape)}" in text
 
@@ -255,7 +257,7 @@ def _misfits(part: Part, arg: Arg) -> dict[str, Any]:
 
 @each_arg_with("misfit", "mismatch", _misfits)
 def test_sizes_that_do_not_fit_are_refused_and_never_broadcast(part, arg, misfit):
-    refuses(InputError, part, change(part.inputs(), arg, resized(*misfit), last=True))
+    assert_refuses(InputError, part, change(part.inputs(), arg, resized(*misfit), last=True))
 
 
 @each_arg("empty-axis")
@@ -263,7 +265,7 @@ def test_an_empty_axis_is_refused(part, arg):
     for position, axis in enumerate(arg.axes):
         if axis != "B":
             inputs = change(part.inputs(), arg, resized(position, 0), last=True)
-            text = refuses(InputError, part, inputs, arg.name)
+            text = assert_refuses(InputError, part, inputs, arg.name)
             assert "axes must not be empty" in text, axis
 
 
@@ -281,13 +283,13 @@ def _wrong_dtypes(part: Part, arg: Arg) -> dict[str, Any]:
 @each_arg_with("dtype", "wrong-dtype", _wrong_dtypes)
 def test_a_wrong_dtype_is_refused(part, arg, dtype):
     inputs = change(part.inputs(), arg, lambda x: x.to(dtype), last=True)
-    text = refuses(DTypeError, part, inputs, arg.name)
+    text = assert_refuses(DTypeError, part, inputs, arg.name)
     assert str(dtype) in text
 
 
 @each_arg("sparse")
 def test_a_sparse_tensor_is_refused(part, arg):
-    text = refuses(
+    text = assert_refuses(
         InputError, part, change(part.inputs(), arg, Tensor.to_sparse, last=True), arg.name
     )
     assert "dense" in text
@@ -296,7 +298,7 @@ def test_a_sparse_tensor_is_refused(part, arg):
 @each_arg("device", lambda part, arg: len(part.args) > 1)
 def test_tensors_on_two_devices_are_refused(part, arg):
     inputs = change(part.inputs(), arg, lambda x: x.to("meta"))
-    text = refuses(InputError, part, inputs)
+    text = assert_refuses(InputError, part, inputs)
     assert "device" in text
     assert "meta" in text
     assert "cpu" in text
@@ -350,7 +352,7 @@ def test_an_empty_batch_gives_an_empty_result(part):
 
 @each_part("empty-batch", lambda part: part.norm)
 def test_batch_statistics_of_nothing_are_refused(part):
-    refuses(InputError, part, emptied(part), "features")
+    assert_refuses(InputError, part, emptied(part), "features")
 
 
 # --- memory layouts
