@@ -39,15 +39,16 @@ _TINY = Config(
         full_res_channels=16,
         head_channels=32,
     ),
-    # beside a mean over pixels, 100 would make InfoNCE 99 % of G's loss
+    # beside a mean over pixels 100 would make InfoNCE 99 % of G's loss; of 1, 3 and 10, 3 learns
+    # the photographs fastest
     objective=ObjectiveConfig(
-        contrastive_weight=1.0,
+        contrastive_weight=3.0,
         contrastive_features="discriminator",
         num_patches=64,
         embed_dim=64,
         projector_convs=0,
         # more makes noises differ more, and costs label consistency and Fréchet distance
-        threshold_scale=0.25,
+        threshold_scale=0.33,
     ),
     optim=OptimConfig(
         batch_size=4,
