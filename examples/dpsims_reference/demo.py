@@ -32,7 +32,7 @@ from dpsims_reference.randomness import derive_generator
 from dpsims_reference.trainer import Trainer
 
 _NOISES = 4
-_TIMED_STEPS, _TRAINING_SHARE, _MOST_STEPS = 18, 0.92, 3000
+_TIMED_STEPS, _TRAINING_SHARE, _MOST_STEPS = 18, 0.94, 3000
 
 
 def run_demo(
