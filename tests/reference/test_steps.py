@@ -13,7 +13,8 @@ from dpsims_reference.datasets import build_dataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.generator import build_generator
 from dpsims_reference.objective import Objective
-from dpsims_reference.steps import TrainingStep, learning_rate
+from dpsims_reference.parallel import Shard
+from dpsims_reference.steps import Part, TrainingStep, _frozen, learning_rate
 
 
 def build(config):
@@ -81,10 +82,12 @@ def test_each_half_gives_gradients_to_its_own_network_only(batch):
     step.discriminator_optimizer.zero_grad = lambda set_to_none: None
     for p, grad in zip(step.discriminator_parameters, kept, strict=True):
         p.grad = grad.clone()
-    fake = step._fake(batch, 1, phase=1)
+    fake = step._fakes(batch, Shard(), 1, phase=1)
     features = step.discriminator.encode(fake.output.images)
     maps = step.objective.contrastive_maps(batch.images, step.discriminator.encode(batch.images))
-    step._update_generator(fake, features, [m.detach() for m in maps], 1)
+    part = Part(batch, Shard(), [m.detach() for m in maps], fake, features)
+    with _frozen(step.discriminator_parameters):
+        step._generator_part(part, None, 1)
     for p, grad in zip(step.discriminator_parameters, kept, strict=True):
         assert_equal(p.grad, grad)
 
