@@ -14,14 +14,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from dpsims.errors import InputError
 from dpsims.nn import ConditionedBackbone
 from dpsims_reference.discriminator import Discriminator
 from dpsims_reference.generator import Generator
 from dpsims_reference.objective import Objective
+from dpsims_reference.parallel import Parallel
 
 
 def shard_backbones_(
-    discriminator: Discriminator, objective: Objective, *, world_size: int, device: str
+    discriminator: Discriminator, objective: Objective, parallel: Parallel
 ) -> None:
     """Share the frozen networks of D and of the contrastive loss between all processes.
 
@@ -31,19 +33,19 @@ def shard_backbones_(
     Args:
         discriminator: Its backbone.
         objective: Its perceptual network, where it has one.
-        world_size: Number of processes.
-        device: ``"cpu"`` or ``"cuda"``.
+        parallel: The processes.
+
+    Raises:
+        InputError: There is only one process.
     """
-    mesh = init_device_mesh(device, (world_size,))
+    mesh = _mesh(parallel)
     for backbone in (discriminator.backbone, objective.perceptual):
         if isinstance(backbone, ConditionedBackbone):
             network = backbone._extractor
             _shard_(network, _blocks(network), mesh)
 
 
-def shard_generator_(
-    generator: Generator, objective: Objective, *, world_size: int, device: str
-) -> None:
+def shard_generator_(generator: Generator, objective: Objective, parallel: Parallel) -> None:
     """Share the weights that G's half trains, with their gradients and Adam's moments.
 
     Build :class:`~dpsims_reference.TrainingStep` after it: the optimiser must see the shares, and
@@ -52,10 +54,12 @@ def shard_generator_(
     Args:
         generator: G.
         objective: Its contrastive projector, where it has one.
-        world_size: Number of processes.
-        device: ``"cpu"`` or ``"cuda"``.
+        parallel: The processes.
+
+    Raises:
+        InputError: There is only one process.
     """
-    mesh = init_device_mesh(device, (world_size,))
+    mesh = _mesh(parallel)
     _shard_(generator, [*generator.blocks, generator.pyramid], mesh)
     if objective.contrastive is not None:
         _shard_(objective.contrastive, [], mesh)
@@ -67,6 +71,13 @@ def whole_tensors(module: nn.Module) -> dict[str, Tensor]:
         name: value.full_tensor() if isinstance(value, DTensor) else value
         for name, value in module.state_dict().items()
     }
+
+
+def _mesh(parallel: Parallel) -> DeviceMesh:
+    if parallel.world_size == 1:
+        msg = "sharding: parallel must have at least 2 processes; got 1"
+        raise InputError(msg)
+    return init_device_mesh(parallel.device.type, (parallel.world_size,))
 
 
 def _shard_(module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:

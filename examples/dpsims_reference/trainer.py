@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dpsims.nn.norm import BatchNorm2d
 from dpsims_reference.batches import local_batch_size, norm_images, train_batches
@@ -30,6 +30,7 @@ from dpsims_reference.parallel import Parallel, stop_signals
 from dpsims_reference.randomness import derive_seed
 from dpsims_reference.reporting import Report
 from dpsims_reference.resuming import check_same_run
+from dpsims_reference.sharding import shard_backbones_
 from dpsims_reference.steps import TrainingStep
 
 M = TypeVar("M", bound=nn.Module)
@@ -45,6 +46,7 @@ class Trainer:
         device: Where the networks live.
         parallel: The processes that share the run; ``None`` is this one alone, on ``device``. All
             of them build a trainer and call the same methods; the first one alone writes.
+        shard_backbones: Whether the processes share the frozen networks' weights (FSDP).
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Trainer:
         *,
         device: str = "cpu",
         parallel: Parallel | None = None,
+        shard_backbones: bool = False,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
         self.parallel = Parallel(device) if parallel is None else parallel
@@ -63,6 +66,8 @@ class Trainer:
         self.generator = self._built("generator", lambda: build_generator(config))
         self.discriminator = self._built("discriminator", lambda: build_discriminator(config))
         self.objective = self._built("objective", lambda: Objective(config, self.discriminator))
+        if shard_backbones:
+            shard_backbones_(self.discriminator, self.objective, self.parallel)
         self.ema = GeneratorEMA(
             self.generator, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
         )
@@ -131,7 +136,8 @@ class Trainer:
                     self.ema.update(self.generator)
                     self.seconds = time.perf_counter() - started
                     stop = signalled() or (max_seconds is not None and self.seconds >= max_seconds)
-                    terms = self.parallel.mean(terms | {"stop": self._flag(stop)})
+                    flag = torch.tensor(float(stop), device=self.device)
+                    terms = self.parallel.mean(terms | {"stop": flag})
                     # on any process: all of them leave after the same step
                     stop = bool(terms.pop("stop"))
                     record = {"step": float(self.step), "seconds": self.seconds}
@@ -152,9 +158,6 @@ class Trainer:
             print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
         self.save()
         return self.step >= last
-
-    def _flag(self, value: bool) -> Tensor:
-        return torch.tensor(float(value), device=self.device)
 
     def _scan(self) -> None:
         """Let the first process read the labels of a new data set, and the others its cache."""

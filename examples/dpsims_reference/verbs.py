@@ -49,7 +49,13 @@ def train(options: cli.Train) -> None:
         _check_processes(config, parallel)
         # the first process tidies the folder up when its trainer opens it
         parallel.barrier()
-    trainer = Trainer(config, build_dataset(config.data), folder, parallel=parallel)
+    trainer = Trainer(
+        config,
+        build_dataset(config.data),
+        folder,
+        parallel=parallel,
+        shard_backbones=options.shard_backbones,
+    )
     if checkpoint is not None:
         trainer.restore(checkpoint, allow=options.allow_change)
         if trainer.is_first:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from unit_run import unit_config
 
 from dpsims.errors import IncompatibleCheckpointError, NonFiniteError
@@ -24,6 +25,7 @@ from dpsims_reference.generator import build_generator
 from dpsims_reference.logs import read_log
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import FabricParallel, Parallel
+from dpsims_reference.sharding import shard_backbones_, shard_generator_, whole_tensors
 from dpsims_reference.steps import TrainingStep
 from dpsims_reference.trainer import Trainer
 
@@ -71,6 +73,10 @@ def configs():
     return {"reuse": normed, "apart": apart, "accumulated": split}
 
 
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def record_gradients(update, half, seen):
     optimizer, parameters = (
         getattr(update, f"{half}_optimizer"),
@@ -84,19 +90,22 @@ def record_gradients(update, half, seen):
     def step():
         assert all(p.grad is not None for p in parameters)
         seen.extend(
-            (f"{half} {n}", p.grad.clone()) for n, p in zip(names, parameters, strict=True)
+            (f"{half} {n}", whole(p.grad).clone()) for n, p in zip(names, parameters, strict=True)
         )
         return original()
 
     optimizer.step = step
 
 
-def trained(config, dataset, parallel, steps=2):
+def trained(config, dataset, parallel, steps=2, *, sharded=False):
     """Gradients of every half of some steps, buffers, terms."""
     torch.manual_seed(0)
     generator, discriminator = build_generator(config), build_discriminator(config)
     objective = Objective(config, discriminator)
     objective.diversity_hinge = 0.1
+    if sharded:
+        shard_backbones_(discriminator, objective, parallel)
+        shard_generator_(generator, objective, parallel)
     update = TrainingStep(generator, discriminator, objective, config, parallel=parallel)
     seen = []
     for half in ("discriminator", "generator"):
@@ -151,12 +160,27 @@ def assert_steps_equal(parallel, dataset, expected):
         assert_same(trained(local, dataset, parallel), expected["reuse"])
 
 
+def assert_sharded_steps_equal(parallel, dataset, expected):
+    """The same gradients where every process holds half of each weight."""
+    config = configs()["apart"]
+    assert_same(trained(config, dataset, parallel, sharded=True), expected["apart"])
+    torch.manual_seed(0)
+    generator, plain = build_generator(config), build_generator(config)
+    plain.load_state_dict(generator.state_dict())
+    objective = Objective(config, build_discriminator(config))
+    shard_generator_(generator, objective, parallel)
+    shares = [p.to_local().numel() for p in generator.parameters()]
+    assert sum(shares) < 0.6 * sum(p.numel() for p in plain.parameters())
+    for name, value in whole_tensors(generator).items():
+        assert torch.equal(value, plain.state_dict()[name])
+
+
 def assert_runs_equal(parallel, dataset, folder):
     """A checkpoint of one process goes on in two, and the other way round."""
     config = configs()["reuse"]
     parallel.barrier()
     earlier = read_checkpoint(folder / "one" / "checkpoints" / "step-00000002")
-    trainer = Trainer(config, dataset, folder / "two", parallel=parallel)
+    trainer = Trainer(config, dataset, folder / "two", parallel=parallel, shard_backbones=True)
     trainer.restore(earlier)
     assert trainer.run(save_every=10**6, picture_every=1)
     trainer.close()
@@ -251,6 +275,7 @@ def main():
     parallel = FabricParallel("cpu", timeout=120)
     assert_collectives(parallel)
     assert_steps_equal(parallel, dataset, expected)
+    assert_sharded_steps_equal(parallel, dataset, expected)
     assert_runs_equal(parallel, dataset, folder)
     assert_other_norms_are_refused(parallel, dataset, folder)
     assert_all_stop_together(parallel, dataset)

@@ -20,9 +20,11 @@ from dpsims_reference.batches import (
     train_batches,
 )
 from dpsims_reference.datasets import build_dataset
+from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.fakes import FakeSource
 from dpsims_reference.generator import GeneratorOutput, build_generator
 from dpsims_reference.logs import read_log
+from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import (
     FabricParallel,
     Parallel,
@@ -31,6 +33,8 @@ from dpsims_reference.parallel import (
     stop_signals,
 )
 from dpsims_reference.resuming import check_same_run
+from dpsims_reference.sharding import shard_backbones_
+from dpsims_reference.steps import TrainingStep
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 UNIT_OPTIONS = [
@@ -88,10 +92,6 @@ def test_two_forward_passes_of_d_and_one_backward_on_a_device():
     # one process, whose DistributedDataParallel has all its hooks
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
-
-    from dpsims_reference.discriminator import build_discriminator
-    from dpsims_reference.objective import Objective
-    from dpsims_reference.steps import TrainingStep
 
     class Alone(Parallel):
         def wrap(self, module):
@@ -308,6 +308,14 @@ def test_the_first_signal_is_a_flag_and_the_second_acts():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_one_process_has_nothing_to_share():
+    config = unit_config()
+    discriminator = build_discriminator(config)
+    with pytest.raises(InputError) as caught:
+        shard_backbones_(discriminator, Objective(config, discriminator), Parallel())
+    assert_message(caught.value, "at least 2 processes")
 
 
 def test_options_of_fabric_run_that_do_not_fit_are_named(monkeypatch):
