@@ -87,7 +87,7 @@ class _DrawOrder:
         draws = self._draws(self.first_step * self.batch_size)
         while True:
             batch = list(itertools.islice(draws, self.batch_size))
-            yield batch[self.shard.index :: self.shard.count]
+            yield batch[self.shard.first :: self.shard.stride]
 
     def _draws(self, position: int) -> Iterator[Draw]:
         length = len(self.sampler)

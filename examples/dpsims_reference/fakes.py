@@ -81,7 +81,7 @@ class FakeSource:
 
     def _latents(self, count: int, shard: Shard, rng: torch.Generator) -> Tensor:
         """This shard's rows of the whole batch's latents."""
-        return shard.rows(self.generator.sample_latents(count * shard.count, generator=rng))
+        return shard.rows(self.generator.sample_latents(count * shard.stride, generator=rng))
 
     def _noise(
         self, batch: Batch, count: int, shard: Shard, step: int, phase: int
@@ -92,7 +92,7 @@ class FakeSource:
         size = batch.labels.shape[-2:]
         drawn = []
         for row in range(count):
-            place = shard.index + shard.count * row
+            place = shard.first + shard.stride * row
             rng = derive_generator(self.config.seed, "noise", step, phase, place)
             drawn.append(cast("Tensor", self.generator.sample_noise(1, size, generator=rng)))
         return torch.cat(drawn)

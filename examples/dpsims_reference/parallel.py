@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 
 class Shard(NamedTuple):
-    """Rows ``index``, ``index + count``, ... of a batch that is split into ``count`` parts.
+    """Rows ``first``, ``first + stride``, ... of a batch that is split into ``stride`` parts.
 
     Rows are dealt in turn, so that the first half of every part lies in the first half of the
     batch, and a part of a part is again such a part.
     """
 
-    index: int = 0
-    count: int = 1
+    first: int = 0
+    stride: int = 1
 
     def rows(self, whole: Tensor) -> Tensor:
         """This part of ``whole``, along its first axis."""
-        return whole[self.index :: self.count]
+        return whole[self.first :: self.stride]
 
     def part(self, number: int, parts: int) -> Shard:
         """The ``number``-th of ``parts`` parts of this part."""
-        return Shard(self.index + self.count * number, self.count * parts)
+        return Shard(self.first + self.stride * number, self.stride * parts)
 
 
 class Parallel:
@@ -113,8 +113,8 @@ class FabricParallel(Parallel):
     def __init__(self, device: str = "cpu", *, timeout: float = 1800.0) -> None:
         require("lightning_fabric", extra="train", purpose="training on many devices")
         from lightning_fabric import Fabric
-        from lightning_fabric.plugins.environments import TorchElasticEnvironment
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+        from lightning_fabric.strategies.ddp import DDPStrategy
 
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         try:
@@ -153,7 +153,7 @@ class FabricParallel(Parallel):
         """As for one process; see the base class."""
         if isinstance(wrapped, FSDPModule):
             return _unreduced(wrapped)
-        return self.fabric.no_backward_sync(wrapped)
+        return self.fabric.no_backward_sync(cast("Any", wrapped))
 
     def backward(self, loss: Tensor) -> None:
         """As for one process, and average the gradients over the processes."""
@@ -161,7 +161,8 @@ class FabricParallel(Parallel):
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over the processes, the same on all of them."""
-        return self.fabric.all_reduce(value.clone(), reduce_op="sum")
+        total: Any = self.fabric.all_reduce(value.clone(), reduce_op="sum")
+        return cast("Tensor", total)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The whole batch from every process's rows."""

@@ -84,7 +84,7 @@ def _generated(
 ) -> tuple[GeneratorOutput, Tensor]:
     """What ``model`` makes of the maps, and the latents, of these rows of a whole batch."""
     batch = batch.to(model.device)
-    count = len(batch.labels) * shard.count
+    count = len(batch.labels) * shard.stride
     latents = shard.rows(model.sample_latents(count, generator=rng))
     noise = model.sample_noise(count, batch.labels.shape[-2:], generator=rng)
     noise = None if noise is None else shard.rows(noise)

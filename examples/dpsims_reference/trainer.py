@@ -27,6 +27,7 @@ from dpsims_reference.figures import save_image
 from dpsims_reference.generator import Generator, build_generator
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import Parallel, stop_signals
+from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid
 from dpsims_reference.randomness import derive_seed
 from dpsims_reference.reporting import Report
 from dpsims_reference.resuming import check_same_run

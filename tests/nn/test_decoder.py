@@ -480,4 +480,4 @@ def test_checkpointing_works_without_gradients():
 def test_checkpoint_must_be_a_flag():
     with pytest.raises(DTypeError) as caught:
         make(checkpoint="yes")
-    assert_message(caught.value, "UNetDecoder: ", "checkpoint", "bool", "yes")
+    assert_message(caught.value, "UNetDecoder: ", "checkpoint", "bool", "str")

@@ -42,8 +42,8 @@ UNIT_OPTIONS = [
     *("--discriminator.backbone", "test_efficientnet"),
     *("--discriminator.weights", "None"),
     "--discriminator.no-pretrained",
-    *("--data.image-size", "32", "32", "--data.num-scenes", "12"),
-    *("--data.num-classes", "12", "--optim.batch-size", "4"),
+    *("--data.image-size", "32", "32", "--data.num-scenes", "4"),
+    *("--data.num-classes", "12", "--optim.batch-size", "16"),
     *("--generator.channels", "16", "16", "8", "8"),
 ]
 
@@ -148,7 +148,8 @@ def test_fabric_run_ends_all_processes_when_one_dies(tmp_path):
         "steps.TrainingStep.__call__ = dying\n"
         "cli.main(sys.argv[1:])\n"
     )
-    launcher = ["-m", "lightning_fabric.cli", "run", "--accelerator", "cpu", "--devices", "2"]
+    launcher = ["-c", "from lightning_fabric.cli import _main; _main()", "run"]
+    launcher += ["--accelerator", "cpu", "--devices", "2"]
     launcher += ["--main-port", free_port(), str(script), "train", "--out", str(tmp_path / "run")]
     done = subprocess.run(
         [sys.executable, *launcher, *UNIT_OPTIONS],
