@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from dpsims._optional import require
 from dpsims.errors import InputError
@@ -82,6 +81,9 @@ class Parallel:
     def barrier(self) -> None:
         """Wait for the others."""
 
+    def close(self) -> None:
+        """Leave the others."""
+
     def mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """The means over the processes, in one message."""
         if self.world_size == 1:
@@ -142,8 +144,8 @@ class FabricParallel(Parallel):
 
     def wrap(self, module: Callable[..., T]) -> Callable[..., T]:
         """``module`` behind DistributedDataParallel, unless it is sharded."""
-        if isinstance(module, FSDPModule):
-            return cast("Callable[..., T]", module)
+        if _is_sharded(module):
+            return module
         if not isinstance(module, nn.Module):
             msg = f"FabricParallel.wrap: module must be a module; got {type(module).__name__}"
             raise InputError(msg)
@@ -151,7 +153,7 @@ class FabricParallel(Parallel):
 
     def no_sync(self, wrapped: Callable[..., Any]) -> AbstractContextManager[Any]:
         """As for one process; see the base class."""
-        if isinstance(wrapped, FSDPModule):
+        if _is_sharded(wrapped):
             return _unreduced(wrapped)
         return self.fabric.no_backward_sync(cast("Any", wrapped))
 
@@ -174,9 +176,19 @@ class FabricParallel(Parallel):
         """Wait for the others."""
         self.fabric.barrier()
 
+    def close(self) -> None:
+        """Leave the others; no message can be sent after it."""
+        torch.distributed.destroy_process_group()
+
+
+def _is_sharded(module: object) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
 
 @contextlib.contextmanager
-def _unreduced(module: FSDPModule) -> Iterator[None]:
+def _unreduced(module: Any) -> Iterator[None]:
     module.set_requires_gradient_sync(False)
     try:
         yield

@@ -25,6 +25,14 @@ GRID_MAPS, GRID_NOISES = 8, 3
 _WHOLE = Shard()
 
 
+def scan_labels(dataset: ImageDataset, config: Config, parallel: Parallel) -> None:
+    """Let the first process read the labels of a new data set, and the others its cache."""
+    if config.optim.balanced_sampling and parallel.world_size > 1:
+        if parallel.rank == 0:
+            dataset.presence()
+        parallel.barrier()
+
+
 @torch.no_grad()
 def calibrate_(
     objective: Objective,

@@ -27,11 +27,10 @@ from dpsims_reference.figures import save_image
 from dpsims_reference.generator import Generator, build_generator
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import Parallel, stop_signals
-from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid
+from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid, scan_labels
 from dpsims_reference.randomness import derive_seed
 from dpsims_reference.reporting import Report
 from dpsims_reference.resuming import check_same_run
-from dpsims_reference.sharding import shard_backbones_
 from dpsims_reference.steps import TrainingStep
 
 M = TypeVar("M", bound=nn.Module)
@@ -68,6 +67,9 @@ class Trainer:
         self.discriminator = self._built("discriminator", lambda: build_discriminator(config))
         self.objective = self._built("objective", lambda: Objective(config, self.discriminator))
         if shard_backbones:
+            # its torch modules take half a second to import
+            from dpsims_reference.sharding import shard_backbones_
+
             shard_backbones_(self.discriminator, self.objective, self.parallel)
         self.ema = GeneratorEMA(
             self.generator, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
@@ -121,7 +123,7 @@ class Trainer:
         Raises:
             NonFiniteError: A loss became NaN or infinite.
         """
-        self._scan()
+        scan_labels(self.dataset, self.config, self.parallel)
         if self.objective.diversity_hinge is None:
             calibrate_(self.objective, self.generator, self.dataset, self.config, self.parallel)
         last = self.config.optim.steps
@@ -159,13 +161,6 @@ class Trainer:
             print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
         self.save()
         return self.step >= last
-
-    def _scan(self) -> None:
-        """Let the first process read the labels of a new data set, and the others its cache."""
-        if self.config.optim.balanced_sampling and self.parallel.world_size > 1:
-            if self.is_first:
-                self.dataset.presence()
-            self.parallel.barrier()
 
     def averaged_generator(self) -> Generator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""

@@ -62,6 +62,7 @@ def train(options: cli.Train) -> None:
             print(f"continuing {folder} after step {trainer.step}")
     trainer.run(save_every=options.save_every, picture_every=options.picture_every)
     trainer.close()
+    parallel.close()
     if not trainer.is_first:
         return
     plot_curves(folder / "curves.png", read_log(folder / "log.jsonl"))
@@ -79,6 +80,8 @@ def _check_processes(config: Config, parallel: Parallel) -> None:
 def _changed(saved: Config, given: Config, allow: tuple[str, ...]) -> Config:
     """The saved configuration, with the named settings taken from the command line."""
     for name in allow:
+        if not name.startswith("config."):
+            continue
         _, *path, last = name.split(".")
         source: Any = given
         for part in path:

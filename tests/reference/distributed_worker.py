@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
 from torch.distributed.tensor import DTensor
 from unit_run import unit_config
 
@@ -279,7 +278,7 @@ def main():
     assert_runs_equal(parallel, dataset, folder)
     assert_other_norms_are_refused(parallel, dataset, folder)
     assert_all_stop_together(parallel, dataset)
-    distributed.destroy_process_group()
+    parallel.close()
     if rank == 0:
         assert_continues_alone(dataset, folder)
     sys.stderr.write("all equal\n")

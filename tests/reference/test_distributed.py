@@ -292,6 +292,7 @@ def test_one_process_is_torch_as_it_is(monkeypatch):
     assert parallel.any(True)
     assert not parallel.any(torch.tensor(False))
     parallel.barrier()
+    parallel.close()
     with parallel.no_sync(module), stop_signals(parallel) as signalled:
         assert not signalled()
 
