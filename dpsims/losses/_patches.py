@@ -16,12 +16,20 @@ _MIN_ENTRY_FLOAT16 = 1e-3
 
 
 def draw_positions(
-    features: Tensor, count: int, generator: torch.Generator | None
+    features: Tensor,
+    count: int,
+    generator: torch.Generator | None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Int[Tensor, "B P"]:
-    """Up to ``count`` distinct flat positions per image, in random order."""
+    """Up to ``count`` distinct flat positions per image, in random order.
+
+    With ``shard=(i, n)`` they are rows ``i, i + n, ...`` of what ``n`` times as many images get.
+    """
     batch, total = features.shape[0], features.shape[-2] * features.shape[-1]
     device = features.device if generator is None else generator.device
-    order = torch.rand(batch, total, generator=generator, device=device).argsort(dim=1)
+    index, parts = shard
+    drawn = torch.rand(batch * parts, total, generator=generator, device=device)
+    order = drawn[index::parts].argsort(dim=1)
     return order[:, :count].to(features.device)
 
 

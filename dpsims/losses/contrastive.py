@@ -121,8 +121,8 @@ class PatchInfoNCE(nn.Module):
     Raises:
         InputError: A count below 1 (``num_conv_blocks``: below 0), ``temperature`` not positive,
             another number of maps than ``channels``, maps whose sizes or devices do not fit.
-        DTypeError: A count that is not an int, ``normalize`` not a bool, not a list of
-            floating-point maps, ``generator`` not a ``torch.Generator``.
+        DTypeError: A count or part of ``shard`` that is not an int, ``normalize`` not a bool, not
+            a list of floating-point maps, ``generator`` not a ``torch.Generator``.
 
     Note:
         Units: nats; the sum over levels of the mean over images and patches. A 1x1 map has no
@@ -183,8 +183,13 @@ class PatchInfoNCE(nn.Module):
         real_features: Sequence[Float[Tensor, "B _ _ _"]],
         *,
         generator: torch.Generator | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> Float[Tensor, ""]:
-        """Sum over levels of the mean loss of the drawn patches."""
+        """Sum over levels of the mean loss of the drawn patches.
+
+        ``shard=(i, n)`` says that these maps are rows ``i, i + n, ...`` of a batch of ``n`` parts:
+        ``generator`` then gives each image the positions that it has in the whole batch.
+        """
         owner = "PatchInfoNCE"
         check_levels(owner, "fake_features", fake_features, self.channels)
         check_levels(owner, "real_features", real_features, self.channels, like=fake_features[0])
@@ -193,19 +198,25 @@ class PatchInfoNCE(nn.Module):
             name = f"real_features[{level}]"
             check_tensor(owner, name, real, "B C H W", H=height, W=width)
         check_generator(owner, "generator", generator)
+        _check_shard(owner, shard)
         losses = [
-            self._level_loss(level, fake, real.detach(), generator)
+            self._level_loss(level, fake, real.detach(), generator, shard)
             for level, (fake, real) in enumerate(zip(fake_features, real_features, strict=True))
         ]
         return torch.stack(losses).sum()
 
     def _level_loss(
-        self, level: int, fake: Tensor, real: Tensor, generator: torch.Generator | None
+        self,
+        level: int,
+        fake: Tensor,
+        real: Tensor,
+        generator: torch.Generator | None,
+        shard: tuple[int, int],
     ) -> Tensor:
         conv, mlp = self.convs[level], self.mlps[level]
-        patches = draw_positions(fake, self.num_patches, generator)
+        patches = draw_positions(fake, self.num_patches, generator, shard)
         # one more than needed: each patch drops its own position, or else the last one
-        others = draw_positions(fake, self.num_negatives + 1, generator)
+        others = draw_positions(fake, self.num_negatives + 1, generator, shard)
         fake, real = conv(fake), conv(real)
         excluded = patches[:, :, None] == others[:, None, :]
         excluded[:, :, -1] |= ~excluded.any(dim=2)
@@ -218,6 +229,12 @@ class PatchInfoNCE(nn.Module):
             excluded=excluded,
         )
         return loss.sum() / max(loss.numel(), 1)
+
+
+def _check_shard(owner: str, shard: tuple[int, int]) -> None:
+    index, parts = shard
+    check_int(owner, "shard[0]", index, minimum=0)
+    check_int(owner, "shard[1]", parts, minimum=index + 1)
 
 
 def _conv_blocks(channels: int, count: int) -> nn.Sequential:

@@ -200,12 +200,14 @@ class PixelFocalLoss:
         real_logits: Float[Tensor, "B K_plus_1 H W"],
         fake_logits: Float[Tensor, "B K_plus_1 H W"],
         labels: Integer[Tensor, "B H W"],
+        *,
+        class_weights: Float[Tensor, " K"] | None = None,
     ) -> PixelFocalTerms:
-        """The discriminator's loss as its real and its fake term."""
+        """The loss as its real and fake term; ``class_weights`` replace those of ``labels``."""
         owner = "PixelFocalLoss.discriminator"
         self._check(owner, "real_logits", real_logits, labels)
         self._check(owner, "fake_logits", fake_logits, labels)
-        real = self._name_classes(real_logits, labels, self.label_smoothing)
+        real = self._name_classes(real_logits, labels, self.label_smoothing, class_weights)
         ignored = self.ignore_index if self.mask_fake else None
         targets = one_target(labels, self.num_classes, ignored, fake_logits.dtype)
         loss = pixel_focal(fake_logits, targets.ids, targets.weights, self.gamma, 0.0)
@@ -215,24 +217,24 @@ class PixelFocalLoss:
         self,
         fake_logits: Float[Tensor, "B K_plus_1 H W"],
         labels: Integer[Tensor, "B H W"],
+        *,
+        class_weights: Float[Tensor, " K"] | None = None,
     ) -> Float[Tensor, ""]:
-        """What the generator minimises: that its pixels are named by their label's class."""
+        """What the generator minimises: that pixels are named by their label's class."""
         self._check("PixelFocalLoss.generator", "fake_logits", fake_logits, labels)
-        return self._name_classes(fake_logits, labels, 0.0)
+        return self._name_classes(fake_logits, labels, 0.0, class_weights)
 
-    def _name_classes(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        class_weights = None
-        if self.balanced:
+    def _name_classes(
+        self, logits: Tensor, labels: Tensor, smoothing: float, class_weights: Tensor | None
+    ) -> Tensor:
+        ignored, dtype = self.ignore_index, loss_dtype(logits.dtype)
+        if class_weights is not None:
+            check_tensor("PixelFocalLoss", "class_weights", class_weights, "K", K=self.num_classes)
+        elif self.balanced:
             class_weights = class_balance_weights(
-                labels,
-                self.num_classes,
-                ignore_index=self.ignore_index,
-                sync=self.sync,
-                dtype=loss_dtype(logits.dtype),
+                labels, self.num_classes, ignore_index=ignored, sync=self.sync, dtype=dtype
             )
-        targets = class_targets(
-            labels, self.num_classes, class_weights, self.ignore_index, logits.dtype
-        )
+        targets = class_targets(labels, self.num_classes, class_weights, ignored, logits.dtype)
         loss = pixel_focal(logits, targets.ids, targets.weights, self.gamma, smoothing)
         return reduce_pixels(loss, targets.valid, self.reduction)
 
@@ -241,9 +243,7 @@ class PixelFocalLoss:
         assert isinstance(logits, Tensor)
         channels = self.num_classes + 1
         if logits.shape[1] != channels:
-            msg = (
-                f"{owner}: {name} must have num_classes + 1 = {channels} channels, the fake class "
-            )
-            msg += f"last; got {logits.shape[1]}"
+            msg = f"{owner}: {name} must have num_classes + 1 = {channels} channels, the fake "
+            msg += f"class last; got {logits.shape[1]}"
             raise InputError(msg)
         check_labels(owner, labels, logits, self.num_classes, self.ignore_index)

@@ -34,6 +34,8 @@ class SpectralNorm(WideBuffers):
     def __init__(self, weight: Tensor, dim: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.dim = dim
+        # a vector v to use instead of the buffer's, without a step
+        self.held: Tensor | None = None
         matrix = self._matrix(self._wide(weight.detach()))
         device = weight.device if generator is None else generator.device
         for name, size in zip(("u", "v"), matrix.shape, strict=True):
@@ -43,7 +45,7 @@ class SpectralNorm(WideBuffers):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight to compute with; in training after one more step."""
-        return self.scaled(weight, step=self.training)
+        return self.scaled(weight, step=self.training and self.held is None)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What to store when the user assigns a weight: the weight, not yet normalised."""
@@ -61,7 +63,7 @@ class SpectralNorm(WideBuffers):
         matrix = self._matrix(wide)
         u = self.u.to(matrix.dtype)
         # a copy: the next step writes to the buffer before this one's backward has run
-        v = self.v.to(matrix.dtype, copy=not step)
+        v = self.v.to(matrix.dtype, copy=not step) if self.held is None else self.held
         with _without_autocast(weight.device.type):
             if step:
                 v = _direction(matrix.detach().mT @ u, v)

@@ -12,11 +12,15 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dpsims._checks import check_int
 from dpsims.data import ClassBalancedSampler, image_sampling_weights, instance_offsets
 from dpsims.errors import InputError
 from dpsims_reference.config import Config
 from dpsims_reference.data.sample import ImageDataset, Sample
+from dpsims_reference.parallel import Shard
 from dpsims_reference.randomness import derive_generator
+
+_WHOLE = Shard()
 
 
 class Batch(NamedTuple):
@@ -34,6 +38,11 @@ class Batch(NamedTuple):
             self.labels.to(device, non_blocking=True),
             extra,
         )
+
+    def part(self, shard: Shard) -> Batch:
+        """The rows of ``shard``."""
+        extra = None if self.extra is None else shard.rows(self.extra)
+        return Batch(shard.rows(self.images), shard.rows(self.labels), extra)
 
 
 class Draw(NamedTuple):
@@ -56,17 +65,29 @@ class _Draws(Dataset[Sample]):
 
 
 class _DrawOrder:
-    """Endless batches of draws, from a given step on."""
+    """Endless batches of draws, from a given step on; of every batch one process's rows.
 
-    def __init__(self, sampler: ClassBalancedSampler, batch_size: int, first_step: int) -> None:
+    The sampler is that of one process: its own split would make an epoch longer by the number of
+    processes, and so change the order.
+    """
+
+    def __init__(
+        self,
+        sampler: ClassBalancedSampler,
+        batch_size: int,
+        first_step: int,
+        shard: Shard = _WHOLE,
+    ) -> None:
         self.sampler = sampler
         self.batch_size = batch_size
         self.first_step = first_step
+        self.shard = shard
 
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = self._draws(self.first_step * self.batch_size)
         while True:
-            yield list(itertools.islice(draws, self.batch_size))
+            batch = list(itertools.islice(draws, self.batch_size))
+            yield batch[self.shard.first :: self.shard.stride]
 
     def _draws(self, position: int) -> Iterator[Draw]:
         length = len(self.sampler)
@@ -99,7 +120,7 @@ def collate(samples: list[Sample], *, instances: bool) -> Batch:
 
 
 def train_batches(
-    dataset: ImageDataset, config: Config, *, first_step: int = 0
+    dataset: ImageDataset, config: Config, *, first_step: int = 0, shard: Shard = _WHOLE
 ) -> Iterator[Batch]:
     """Endless training batches; step ``n`` is the same batch in every run of this configuration.
 
@@ -107,6 +128,7 @@ def train_batches(
         dataset: What to draw from.
         config: The run.
         first_step: The step whose batch comes first.
+        shard: Which rows of every batch to load; the images do not depend on the split.
     """
     weights = torch.ones(len(dataset), dtype=torch.float64)
     if config.optim.balanced_sampling:
@@ -114,12 +136,40 @@ def train_batches(
     sampler = ClassBalancedSampler(weights, seed=config.seed, rank=0, world_size=1)
     loader = DataLoader(
         _Draws(dataset, config.seed),
-        batch_sampler=_DrawOrder(sampler, config.optim.batch_size, first_step),
+        batch_sampler=_DrawOrder(sampler, config.optim.batch_size, first_step, shard),
         num_workers=config.data.workers,
         collate_fn=functools.partial(collate, instances=config.data.instances),
         persistent_workers=False,
     )
     yield from loader
+
+
+def local_batch_size(config: Config, world_size: int) -> int:
+    """Images of one process in one of its parts of a step.
+
+    Raises:
+        InputError: The images of a step cannot be dealt out evenly.
+    """
+    optim = config.optim
+    check_int("local_batch_size", "optim.accumulate", optim.accumulate)
+    parts = world_size * optim.accumulate
+    # both images of a pair must lie in the same part
+    unit = 2 * parts if optim.pairs == "split_batch" and parts > 1 else parts
+    if optim.batch_size % unit:
+        msg = (
+            f"local_batch_size: optim.batch_size must be a multiple of {unit} (processes x "
+            'optim.accumulate, and twice that with optim.pairs="split_batch"); '
+            f"got {optim.batch_size}"
+        )
+        raise InputError(msg)
+    return optim.batch_size // parts
+
+
+def norm_images(config: Config, world_size: int) -> int:
+    """Images that a batch norm takes its moments over in a step."""
+    own = local_batch_size(config, world_size)
+    alone = "batch" in (config.generator.norm, config.discriminator.norm)
+    return own if alone else own * world_size
 
 
 def view_batches(dataset: ImageDataset, config: Config, *, batch_size: int) -> Iterator[Batch]:

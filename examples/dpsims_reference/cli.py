@@ -57,6 +57,10 @@ class Train:
     """Steps between checkpoints."""
     picture_every: int = 500
     """Steps between sample grids."""
+    shard_backbones: bool = False
+    """Let many processes share the weights of the frozen networks: less memory, more traffic."""
+    timeout: float = 1800.0
+    """Seconds that one of many processes waits for the others before all fail."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 

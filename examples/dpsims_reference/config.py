@@ -38,8 +38,9 @@ class GeneratorConfig:
     """Width of SPADE's hidden convolution (OASIS, which A.1 follows); None leaves it out."""
     spade_kernel: int = 3
     """Kernel of SPADE's convolutions."""
-    norm: Literal["batch", "sync_batch", "instance"] = "batch"
-    """Normalisation inside SPADE and the pyramid."""
+    norm: Literal["batch", "sync_batch", "instance"] = "sync_batch"
+    """Normalisation inside SPADE and the pyramid. "sync_batch" takes the moments over all
+    processes, so that a run does not depend on how many there are; on one it is "batch"."""
     self_attention: bool = True
     """Self-attention after the noise injection (Table 6)."""
     spatial_noise: int = 0
@@ -60,8 +61,8 @@ class DiscriminatorConfig:
     """False leaves the backbone random (Table 3, first row)."""
     nonlinearity: Literal["sigmoid", "tanh", "identity"] = "sigmoid"
     """Contractive non-linearity of the feature conditioning (Sec. 3.1; Table S3 says tanh)."""
-    norm: Literal["batch", "sync_batch", "instance", "none"] = "batch"
-    """Normalisation of the feature conditioning (Sec. 3.1)."""
+    norm: Literal["batch", "sync_batch", "instance", "none"] = "sync_batch"
+    """Normalisation of the feature conditioning (Sec. 3.1), over all processes."""
     widths: tuple[int, ...] | None = None
     """Decoder widths, fine to coarse; None takes the backbone's channels (A.1)."""
     full_res_channels: int = 128
@@ -70,6 +71,8 @@ class DiscriminatorConfig:
     """Width before the last convolution (Table S3)."""
     spectral_norm: bool = True
     """Spectral normalisation of every trained convolution (A.1)."""
+    checkpoint_decoder: bool = False
+    """Compute the decoder twice instead of keeping its activations. Changes no number."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,10 @@ class OptimConfig:
     """Optimisation (Sec. 4.1, Table S2)."""
 
     batch_size: int = 64
-    """Images per step (Table S2)."""
+    """Images per step (Table S2), over all processes and all ``accumulate`` parts."""
+    accumulate: int = 1
+    """Parts that every process takes its images of a step in, one after the other. Batch norms
+    then see one part at a time, and spectral norms take a step per part."""
     steps: int = 400_000
     """Training steps. Not given: our choice."""
     lr: float = 1e-3
@@ -135,6 +141,8 @@ class OptimConfig:
     """Draw images with rare classes more often (Sec. 4.1)."""
     precision: Literal["float32", "bf16"] = "bf16"
     """Autocast precision on CUDA; a CPU always runs in float32."""
+    compile: bool = False
+    """torch.compile G, D and the backbone. The first steps take minutes."""
 
 
 @dataclass(frozen=True)

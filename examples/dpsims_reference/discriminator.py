@@ -23,6 +23,7 @@ class Discriminator(nn.Module):
         full_res_channels: Width of the full-resolution path.
         head_channels: Width before the last convolution.
         spectral_norm: Spectral normalisation of every trained convolution.
+        checkpoint_decoder: Compute the decoder twice instead of keeping its activations.
 
     Shape:
         - images ``(B, 3, H, W)`` in [-1, 1]; logits ``(B, K + 1, H, W)``, the fake class last
@@ -40,6 +41,7 @@ class Discriminator(nn.Module):
         full_res_channels: int = 128,
         head_channels: int = 256,
         spectral_norm: bool = True,
+        checkpoint_decoder: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -50,6 +52,7 @@ class Discriminator(nn.Module):
             full_res_channels=full_res_channels,
             head_channels=head_channels,
             widths=widths,
+            checkpoint=checkpoint_decoder,
         )
         if spectral_norm:
             spectral_normalize_(self.decoder)
@@ -88,4 +91,5 @@ def build_discriminator(config: Config) -> Discriminator:
         full_res_channels=part.full_res_channels,
         head_channels=part.head_channels,
         spectral_norm=part.spectral_norm,
+        checkpoint_decoder=part.checkpoint_decoder,
     )

@@ -147,10 +147,17 @@ class Generator(nn.Module):
         features = F.leaky_relu(features, LEAKY_SLOPE)
         return GeneratorOutput(self.to_rgb(features), features)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        # not the weight's: in training, looking at it takes a step of its spectral norm
+        assert self.to_rgb.bias is not None
+        return self.to_rgb.bias.device
+
     def sample_latents(self, count: int, *, generator: torch.Generator) -> Float[Tensor, "B Z"]:
         """``count`` standard normal latents from ``generator``, on the model's device."""
         drawn = torch.randn(count, self.latent_dim, generator=generator, device=generator.device)
-        return drawn.to(self.to_rgb.weight.device)
+        return drawn.to(self.device)
 
     def sample_noise(
         self, count: int, size: Sequence[int], *, generator: torch.Generator
@@ -160,7 +167,7 @@ class Generator(nn.Module):
             return None
         shape = (count, self.spatial_noise, *size)
         drawn = torch.randn(shape, generator=generator, device=generator.device)
-        return drawn.to(self.to_rgb.weight.device)
+        return drawn.to(self.device)
 
 
 def build_generator(config: Config) -> Generator:

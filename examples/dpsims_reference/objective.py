@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from dpsims.errors import InputError
 from dpsims.losses import (
     PatchInfoNCE,
     PixelFocalLoss,
+    class_balance_weights,
     diversity_threshold,
     hinge_diversity_loss,
 )
@@ -19,10 +21,12 @@ from dpsims.nn import ConditionedBackbone
 from dpsims_reference.config import Config
 from dpsims_reference.discriminator import Discriminator
 from dpsims_reference.generator import GeneratorOutput
+from dpsims_reference.parallel import Shard
 
 # three of VGG19's maps, at 1/4, 1/8 and 1/16 (Sec. 3.3)
 _PERCEPTUAL_LEVELS = (2, 3, 4)
 _CONTRASTIVE_SCALES = 3
+_WHOLE = Shard()
 
 
 class Loss(NamedTuple):
@@ -64,6 +68,7 @@ class Objective(nn.Module):
             gamma=part.focal_gamma,
             balanced=part.balanced,
             label_smoothing=part.label_smoothing,
+            sync=True,
         )
         self.perceptual: ConditionedBackbone | None = None
         self.contrastive: PatchInfoNCE | None = None
@@ -103,14 +108,24 @@ class Objective(nn.Module):
         maps: list[Tensor] = self.perceptual(images)
         return maps
 
+    def class_weights(self, labels: Integer[Tensor, "B H W"]) -> Float[Tensor, " K"] | None:
+        """The weights of a whole step's labels, counted over all processes."""
+        if not self.pixel.balanced:
+            return None
+        return class_balance_weights(labels, self.pixel.num_classes, sync=True)
+
     def discriminator_loss(
         self,
         real_logits: Float[Tensor, "B K+1 H W"],
         fake_logits: Float[Tensor, "B K+1 H W"],
         labels: Integer[Tensor, "B H W"],
+        *,
+        class_weights: Float[Tensor, " K"] | None = None,
     ) -> Loss:
-        """Eq. 3."""
-        real, fake = self.pixel.discriminator_terms(real_logits, fake_logits, labels)
+        """Eq. 3; ``class_weights`` replace those of ``labels``."""
+        real, fake = self.pixel.discriminator_terms(
+            real_logits, fake_logits, labels, class_weights=class_weights
+        )
         return Loss(real + fake, {"d_real": real.detach(), "d_fake": fake.detach()})
 
     def generator_loss(
@@ -122,16 +137,32 @@ class Objective(nn.Module):
         pair: NoisePair,
         *,
         generator: torch.Generator,
+        class_weights: Float[Tensor, " K"] | None = None,
+        contrastive: Callable[..., Tensor] | None = None,
+        shard: Shard = _WHOLE,
     ) -> Loss:
-        """Eqs. 4 to 6 with the weights of Sec. 4.1."""
+        """Eqs. 4 to 6 with the weights of Sec. 4.1.
+
+        Args:
+            fake_logits: What D says of the fakes.
+            labels: Their maps.
+            fake_maps: Their perceptual features.
+            real_maps: Those of the real images of the same maps.
+            pair: For Eq. 6.
+            generator: Draws the patches of Eq. 5.
+            class_weights: As in :meth:`discriminator_loss`.
+            contrastive: What to call instead of ``self.contrastive``.
+            shard: Which rows of the step's batch these are.
+        """
         part = self.config
-        pixel = self.pixel.generator(fake_logits, labels)
+        pixel = self.pixel.generator(fake_logits, labels, class_weights=class_weights)
         total = part.gan_weight * pixel
         terms = {"g_pixel": pixel.detach()}
-        if self.contrastive is not None:
-            contrastive = self.contrastive(fake_maps, real_maps, generator=generator)
-            total = total + part.contrastive_weight * contrastive
-            terms["g_contrastive"] = contrastive.detach()
+        contrastive = self.contrastive if contrastive is None else contrastive
+        if contrastive is not None:
+            nce = contrastive(fake_maps, real_maps, generator=generator, shard=shard)
+            total = total + part.contrastive_weight * nce
+            terms["g_contrastive"] = nce.detach()
         if part.diversity_weight > 0:
             if self.diversity_hinge is None:
                 msg = "Objective: diversity_hinge must be set by calibrate() first; got None"

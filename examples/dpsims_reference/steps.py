@@ -1,29 +1,36 @@
-"""One training step: D, then G (Sec. 3.3). Plain torch, no loop, no logging."""
+"""One training step: D, then G (Sec. 3.3). Plain torch, no loop, no logging, no framework."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dpsims.errors import NonFiniteError
-from dpsims_reference.batches import Batch
+from dpsims.errors import InputError, NonFiniteError
+from dpsims_reference.batches import Batch, local_batch_size
 from dpsims_reference.config import Config, OptimConfig
 from dpsims_reference.discriminator import Discriminator
-from dpsims_reference.generator import Generator, GeneratorOutput
-from dpsims_reference.objective import NoisePair, Objective
+from dpsims_reference.fakes import Fake, FakeSource
+from dpsims_reference.generator import Generator
+from dpsims_reference.objective import Loss, Objective
+from dpsims_reference.parallel import Parallel, Shard
 from dpsims_reference.randomness import derive_generator
 
+M = TypeVar("M", bound=nn.Module)
 
-class Fake(NamedTuple):
-    """Generated images, where their maps stand in the real batch, and the pair of Eq. 6."""
 
-    output: GeneratorOutput
-    labels: Tensor
-    sources: Tensor
-    pair: NoisePair
+class Part(NamedTuple):
+    """What G's half needs of a batch that D's half has seen."""
+
+    batch: Batch
+    shard: Shard
+    real_maps: list[Tensor]
+    fake: Fake | None
+    fake_features: list[Tensor]
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
@@ -37,13 +44,21 @@ class TrainingStep:
     """Both halves of a step, with the optimisers.
 
     D is updated first, on one batch of fakes; G follows, on the same fakes through the updated D
-    (``reuse_fake``) or on new ones. Only the trained half receives gradients.
+    (``reuse_fake``) or on new ones. Only the trained half receives gradients: D's half sees its
+    inputs detached, and D's weights are frozen during G's.
 
     Args:
         generator: G.
         discriminator: D.
         objective: The losses.
         config: The run.
+        parallel: Runs it on many processes, each with its rows of the batch. ``None`` is one.
+
+    Note:
+        Every random number belongs to an image's place in the step's batch, so how the batch is
+        split over processes and parts changes none. Only D's decoder, G and the contrastive
+        projector are wrapped: the conditioner's batch norms lie outside, where no buffer is
+        broadcast between the two forward passes of D's half.
     """
 
     def __init__(
@@ -52,17 +67,49 @@ class TrainingStep:
         discriminator: Discriminator,
         objective: Objective,
         config: Config,
+        *,
+        parallel: Parallel | None = None,
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.objective, self.config = objective, config
+        self.parallel = Parallel(generator.device) if parallel is None else parallel
+        self._check()
         self.generator_parameters = [
             p for module in (generator, objective) for p in module.parameters() if p.requires_grad
         ]
         self.discriminator_parameters = [p for p in discriminator.parameters() if p.requires_grad]
         self.generator_optimizer = self._adam(self.generator_parameters)
         self.discriminator_optimizer = self._adam(self.discriminator_parameters)
+        self._encode: Callable[[Tensor], list[Tensor]] = self._built(discriminator.backbone)
+        # G's half looks through D as it is: no gradient of D's weights is to be averaged
+        self._decode: Callable[..., Tensor] = self._built(discriminator.decoder)
+        self._trained_decode = self.parallel.wrap(self._decode)
+        self._generate = self.parallel.wrap(self._built(generator))
+        self._fakes = FakeSource(generator, self._generate, config)
+        self._contrast: Callable[..., Tensor] | None = None
+        if objective.contrastive is not None:
+            self._contrast = self.parallel.wrap(objective.contrastive)
 
-    def _adam(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Adam:
+    def _check(self) -> None:
+        local_batch_size(self.config, self.parallel.world_size)
+        optim = self.config.optim
+        if optim.accumulate > 1 and optim.reuse_fake:
+            msg = (
+                "TrainingStep: optim.accumulate must be 1 with optim.reuse_fake, which would keep "
+                f"the fakes of all parts; got {optim.accumulate}"
+            )
+            raise InputError(msg)
+        if optim.compile and self.config.discriminator.checkpoint_decoder:
+            msg = (
+                "TrainingStep: optim.compile must be off with discriminator.checkpoint_decoder, "
+                "which cannot be traced; got both"
+            )
+            raise InputError(msg)
+
+    def _built(self, module: M) -> M:
+        return cast("M", torch.compile(module)) if self.config.optim.compile else module
+
+    def _adam(self, parameters: list[nn.Parameter]) -> torch.optim.Adam:
         optim = self.config.optim
         # torch refuses an int beside a float
         betas = (float(optim.betas[0]), float(optim.betas[1]))
@@ -71,102 +118,131 @@ class TrainingStep:
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Update both networks once.
 
+        Args:
+            batch: This process's rows of the step's batch.
+            step: Number of the step, from 0.
+
         Returns:
-            The unweighted terms of both losses, detached.
+            The unweighted terms of both losses on this process, detached.
 
         Raises:
-            NonFiniteError: A loss is NaN or infinite; no weight has been changed by that loss.
+            NonFiniteError: A loss is NaN or infinite, here or on another process; no weight has
+                been changed by that loss.
         """
-        optim = self.config.optim
         for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
-            optimizer.param_groups[0]["lr"] = learning_rate(optim, step)
-        with torch.no_grad(), self._autocast():
-            real_features = self.discriminator.encode(batch.images)
-            real_maps = self.objective.contrastive_maps(batch.images, real_features)
-        with torch.set_grad_enabled(optim.reuse_fake), self._autocast():
-            fake = self._fake(batch, step, phase=0)
-            fake_features = self.discriminator.encode(fake.output.images)
-        terms = self._update_discriminator(batch, real_features, fake, fake_features)
-        if not optim.reuse_fake:
-            with self._autocast():
-                fake = self._fake(batch, step, phase=1)
-                fake_features = self.discriminator.encode(fake.output.images)
-        return terms | self._update_generator(fake, fake_features, real_maps, step)
+            optimizer.param_groups[0]["lr"] = learning_rate(self.config.optim, step)
+        found, parts = [], []
+        weights = self.objective.class_weights(batch.labels)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        for number, local in self._synced(self._trained_decode):
+            shard = self.parallel.shard.part(number, self.config.optim.accumulate)
+            part, terms = self._discriminator_part(batch.part(local), shard, weights, step)
+            parts.append(part)
+            found.append(terms)
+        self._descend(self.discriminator_optimizer, self.discriminator_parameters)
+        if self.config.optim.pairs == "split_batch":
+            weights = self.objective.class_weights(batch.labels[: len(batch.labels) // 2])
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        with _frozen(self.discriminator_parameters):
+            for number, _ in self._synced(self._generate, self._contrast):
+                found.append(self._generator_part(parts[number], weights, step))
+        self._descend(self.generator_optimizer, self.generator_parameters)
+        return _means(found)
 
-    def _update_discriminator(
-        self, batch: Batch, real_features: list[Tensor], fake: Fake, fake_features: list[Tensor]
-    ) -> dict[str, Tensor]:
+    def _discriminator_part(
+        self, batch: Batch, shard: Shard, weights: Tensor | None, step: int
+    ) -> tuple[Part, dict[str, Tensor]]:
+        """Gradients of D, from one part of the batch."""
+        with torch.no_grad(), self._autocast():
+            real_features = self._encode(batch.images)
+            real_maps = self.objective.contrastive_maps(batch.images, real_features)
+        with torch.set_grad_enabled(self.config.optim.reuse_fake), self._autocast():
+            fake = self._fakes(batch, shard, step, phase=0)
+            fake_features = self._encode(fake.output.images)
         images = fake.output.images.detach()
         with self._autocast():
-            real_logits = self.discriminator.decode(batch.images, real_features)
-            fake_logits = self.discriminator.decode(images, [f.detach() for f in fake_features])
-            loss = self.objective.discriminator_loss(real_logits, fake_logits, batch.labels)
-        self._descend(loss.total, self.discriminator_optimizer, self.discriminator_parameters)
-        return loss.terms
+            real_logits = self._trained_decode(batch.images, real_features)
+            fake_logits = self._trained_decode(images, [f.detach() for f in fake_features])
+            loss = self.objective.discriminator_loss(
+                real_logits, fake_logits, batch.labels, class_weights=weights
+            )
+        self._add_gradients(loss)
+        if not self.config.optim.reuse_fake:
+            return Part(batch, shard, real_maps, None, []), loss.terms
+        return Part(batch, shard, real_maps, fake, fake_features), loss.terms
 
-    def _update_generator(
-        self, fake: Fake, fake_features: list[Tensor], real_maps: list[Tensor], step: int
-    ) -> dict[str, Tensor]:
+    def _generator_part(self, part: Part, weights: Tensor | None, step: int) -> dict[str, Tensor]:
+        """Gradients of G and the projector, from one part of the batch."""
+        fake, fake_features = part.fake, part.fake_features
+        if fake is None:
+            with self._autocast():
+                fake = self._fakes(part.batch, part.shard, step, phase=1)
+                fake_features = self._encode(fake.output.images)
         rng = derive_generator(self.config.seed, "patches", step)
         images = fake.output.images
         with self._autocast():
-            logits = self.discriminator.decode(images, fake_features)
+            logits = self._decode(images, fake_features)
             loss = self.objective.generator_loss(
                 logits,
                 fake.labels,
                 self.objective.contrastive_maps(images, fake_features),
-                [level[fake.sources] for level in real_maps],
+                [level[fake.sources] for level in part.real_maps],
                 fake.pair,
                 generator=rng,
+                class_weights=weights,
+                contrastive=self._contrast,
+                shard=part.shard,
             )
-        self._descend(loss.total, self.generator_optimizer, self.generator_parameters)
+        self._add_gradients(loss)
         return loss.terms
 
-    def _descend(
-        self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
-    ) -> None:
-        if not bool(torch.isfinite(loss)):
-            msg = f"TrainingStep: the loss must be finite; got {float(loss.detach())}"
+    def _add_gradients(self, loss: Loss) -> None:
+        finite = torch.isfinite(loss.total.detach())
+        # all processes stop together: one alone would leave the others waiting for it
+        if self.parallel.any(~finite):
+            got = float(loss.total.detach())
+            where = "" if not math.isfinite(got) else " here, and another on another process"
+            msg = f"TrainingStep: the loss must be finite; got {got}{where}"
             raise NonFiniteError(msg)
-        optimizer.zero_grad(set_to_none=True)
-        # with inputs named, the other network's weights get no gradient and cost nothing
-        loss.backward(inputs=parameters)
+        parts = self.config.optim.accumulate
+        self.parallel.backward(loss.total / parts if parts > 1 else loss.total)
+
+    def _descend(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         if self.config.optim.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_grad)
         optimizer.step()
 
-    def _fake(self, batch: Batch, step: int, *, phase: int) -> Fake:
-        """Fakes for the batch's maps, and a second image of every map for Eq. 6."""
-        rng = derive_generator(self.config.seed, "latents", step, phase)
-        count = len(batch.labels)
-        if self.config.optim.pairs == "split_batch":
-            return self._split_fake(batch, count // 2, rng)
-        sources = torch.arange(count, device=batch.labels.device)
-        noise = self.generator.sample_noise(count, batch.labels.shape[-2:], generator=rng)
-        latents = self.generator.sample_latents(count, generator=rng)
-        others = self.generator.sample_latents(count, generator=rng)
-        output = self.generator(batch.labels, latents, batch.extra, noise)
-        # D's half needs no second image unless G's half will use these very fakes
-        needed = torch.is_grad_enabled() and self.config.objective.diversity_weight > 0
-        second = self.generator(batch.labels, others, batch.extra, noise) if needed else output
-        return Fake(output, batch.labels, sources, NoisePair(output, second, latents, others))
-
-    def _split_fake(self, batch: Batch, half: int, rng: torch.Generator) -> Fake:
-        sources = torch.arange(half, device=batch.labels.device).repeat(2)
-        labels = batch.labels[sources]
-        extra = None if batch.extra is None else batch.extra[sources]
-        noise = self.generator.sample_noise(half, labels.shape[-2:], generator=rng)
-        # both images of a pair share the per-pixel noise: z alone must make them differ
-        noise = None if noise is None else noise[sources]
-        latents = self.generator.sample_latents(2 * half, generator=rng)
-        output = self.generator(labels, latents, extra, noise)
-        first = GeneratorOutput(output.images[:half], output.features[:half])
-        second = GeneratorOutput(output.images[half:], output.features[half:])
-        return Fake(
-            output, labels, sources, NoisePair(first, second, latents[:half], latents[half:])
-        )
+    def _synced(self, *wrapped: Callable[..., object] | None) -> Iterator[tuple[int, Shard]]:
+        """The parts of this process's batch; only the last one averages the gradients."""
+        parts = self.config.optim.accumulate
+        for number in range(parts):
+            with contextlib.ExitStack() as local:
+                for module in wrapped if number < parts - 1 else ():
+                    if module is not None:
+                        local.enter_context(self.parallel.no_sync(module))
+                yield number, Shard(number, parts)
 
     def _autocast(self) -> torch.autocast:
-        device = self.generator.to_rgb.weight.device
+        device = self.generator.device
         enabled = device.type == "cuda" and self.config.optim.precision == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextlib.contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _means(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The terms of all parts; one part's stay as they are."""
+    values: dict[str, list[Tensor]] = {}
+    for terms in found:
+        for name, value in terms.items():
+            values.setdefault(name, []).append(value)
+    return {n: v[0] if len(v) == 1 else torch.stack(v).mean() for n, v in values.items()}

@@ -1,18 +1,17 @@
-"""The training loop of one device: log, pictures, checkpoints, resume."""
+"""The training loop, on one device or many: log, pictures, checkpoints, resume."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dpsims.errors import IncompatibleCheckpointError
-from dpsims_reference.batches import Batch, train_batches, view_batches
+from dpsims.nn.norm import BatchNorm2d
+from dpsims_reference.batches import local_batch_size, norm_images, train_batches
 from dpsims_reference.checkpoints import (
     Checkpoint,
     CheckpointStore,
@@ -24,21 +23,15 @@ from dpsims_reference.config import Config, to_dict
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
-from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
+from dpsims_reference.figures import save_image
 from dpsims_reference.generator import Generator, build_generator
-from dpsims_reference.logs import ProgressBar, RunLog
 from dpsims_reference.objective import Objective
-from dpsims_reference.randomness import derive_generator, derive_seed
-from dpsims_reference.recalibration import recalibrate_batch_norm_
+from dpsims_reference.parallel import Parallel, stop_signals
+from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid, scan_labels
+from dpsims_reference.randomness import derive_seed
+from dpsims_reference.reporting import Report
+from dpsims_reference.resuming import check_same_run
 from dpsims_reference.steps import TrainingStep
-
-# maps for Eq. 7, for the averaged generator's batch-norm statistics, and in a sample grid
-CALIBRATION_MAPS = 64
-RECALIBRATION_MAPS = 144
-GRID_MAPS, GRID_NOISES = 8, 3
-# settings that change no number of a run
-_ALWAYS_FREE = {"config.data.workers", "config.data.root"}
-
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,23 +44,57 @@ class Trainer:
         dataset: The training images.
         folder: Where the log, the pictures and the checkpoints go.
         device: Where the networks live.
+        parallel: The processes that share the run; ``None`` is this one alone, on ``device``. All
+            of them build a trainer and call the same methods; the first one alone writes.
+        shard_backbones: Whether the processes share the frozen networks' weights (FSDP).
     """
 
     def __init__(
-        self, config: Config, dataset: ImageDataset, folder: Path, *, device: str = "cpu"
+        self,
+        config: Config,
+        dataset: ImageDataset,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        parallel: Parallel | None = None,
+        shard_backbones: bool = False,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
-        self.device = torch.device(device)
+        self.parallel = Parallel(device) if parallel is None else parallel
+        self.device, self.is_first = self.parallel.device, self.parallel.rank == 0
+        local_batch_size(config, self.parallel.world_size)
         self.generator = self._built("generator", lambda: build_generator(config))
         self.discriminator = self._built("discriminator", lambda: build_discriminator(config))
         self.objective = self._built("objective", lambda: Objective(config, self.discriminator))
+        if shard_backbones:
+            # its torch modules take half a second to import
+            from dpsims_reference.sharding import shard_backbones_
+
+            shard_backbones_(self.discriminator, self.objective, self.parallel)
         self.ema = GeneratorEMA(
             self.generator, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
         )
-        self.update = TrainingStep(self.generator, self.discriminator, self.objective, config)
-        self.store = CheckpointStore(folder / "checkpoints")
+        # its statistics are measured over all processes, whatever the trained generator does
+        for module in self.ema.model.modules():
+            if isinstance(module, BatchNorm2d):
+                module.sync = True
+        self.update = TrainingStep(
+            self.generator, self.discriminator, self.objective, config, parallel=self.parallel
+        )
+        self._store = CheckpointStore(folder / "checkpoints") if self.is_first else None
         self.step = 0
         self.seconds = 0.0
+
+    @property
+    def store(self) -> CheckpointStore:
+        """The checkpoints, which the first process alone may open."""
+        assert self._store is not None, "only the first process has the store"
+        return self._store
+
+    def close(self) -> None:
+        """Let other trainers write to the folder."""
+        if self._store is not None:
+            self._store.close()
 
     def _built(self, name: str, build: Callable[[], M]) -> M:
         """Build with a seeded global generator, which is put back; channels last is faster."""
@@ -96,91 +123,67 @@ class Trainer:
         Raises:
             NonFiniteError: A loss became NaN or infinite.
         """
+        scan_labels(self.dataset, self.config, self.parallel)
         if self.objective.diversity_hinge is None:
-            self._calibrate()
+            calibrate_(self.objective, self.generator, self.dataset, self.config, self.parallel)
         last = self.config.optim.steps
-        log = RunLog(self.folder, first_step=self.step)
-        batches = train_batches(self.dataset, self.config, first_step=self.step)
+        report = Report(self.folder, last, first_step=self.step, active=self.is_first)
+        batches = train_batches(
+            self.dataset, self.config, first_step=self.step, shard=self.parallel.shard
+        )
         started = time.perf_counter() - self.seconds
         try:
-            with ProgressBar(last, first_step=self.step) as bar:
+            with report, stop_signals(self.parallel) as signalled:
                 while self.step < last:
                     terms = self.update(next(batches).to(self.device), self.step)
                     self.ema.update(self.generator)
                     self.seconds = time.perf_counter() - started
+                    stop = signalled() or (max_seconds is not None and self.seconds >= max_seconds)
+                    flag = torch.tensor(float(stop), device=self.device)
+                    terms = self.parallel.mean(terms | {"stop": flag})
+                    # on any process: all of them leave after the same step
+                    stop = bool(terms.pop("stop"))
                     record = {"step": float(self.step), "seconds": self.seconds}
                     record |= {name: float(value) for name, value in terms.items()}
                     self.step += 1
-                    log.write(record)
-                    bar.advance(record)
+                    report.step(record)
                     if self.step % picture_every == 0:
-                        self._picture(log)
+                        self._picture(report)
                     if self.step % save_every == 0 and self.step < last:
                         self.save()
-                    if max_seconds is not None and self.seconds >= max_seconds:
+                    if stop:
                         break
         except KeyboardInterrupt:
+            if self.parallel.world_size > 1:
+                # the others wait for this process in the middle of a step: nothing can be saved
+                raise
             print(f"\nstopped after step {self.step}; saving")
             print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
-        finally:
-            log.close()
         self.save()
         return self.step >= last
 
     def averaged_generator(self) -> Generator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""
         model = self.ema.model
-        batches = itertools.islice(
-            train_batches(self.dataset, self.config),
-            -(-RECALIBRATION_MAPS // self.config.optim.batch_size),
-        )
-        rng = derive_generator(self.config.seed, "recalibration")
-        recalibrate_batch_norm_(model, batches, lambda batch: self._generate(model, batch, rng))
+        recalibrate_(model, self.dataset, self.config, self.parallel)
         return model
 
-    def _generate(self, model: Generator, batch: Batch, rng: torch.Generator) -> Tensor:
-        batch = batch.to(self.device)
-        latents = model.sample_latents(len(batch.labels), generator=rng)
-        noise = model.sample_noise(len(batch.labels), batch.labels.shape[-2:], generator=rng)
-        return model(batch.labels, latents, batch.extra, noise).images
-
-    @torch.no_grad()
-    def _calibrate(self) -> None:
-        """Eq. 7 on the untrained generator, over batches of different maps."""
-        rng = derive_generator(self.config.seed, "calibration")
-        size = self.config.optim.batch_size
-        outputs = []
-        for batch in itertools.islice(
-            train_batches(self.dataset, self.config), -(-CALIBRATION_MAPS // size)
-        ):
-            batch = batch.to(self.device)
-            latents = self.generator.sample_latents(len(batch.labels), generator=rng)
-            noise = self.generator.sample_noise(
-                len(batch.labels), batch.labels.shape[-2:], generator=rng
-            )
-            outputs.append((self.generator(batch.labels, latents, batch.extra, noise), latents))
-        self.objective.calibrate(outputs)
-
-    @torch.no_grad()
-    def _picture(self, log: RunLog) -> None:
+    def _picture(self, report: Report) -> None:
         model = self.averaged_generator()
-        batch = next(view_batches(self.dataset, self.config, batch_size=GRID_MAPS))
-        rng = derive_generator(self.config.seed, "picture")
-        rows = [
-            ("labels", label_pictures(self.dataset.spec, batch.labels)),
-            ("real", list(to_uint8(batch.images))),
-        ]
-        rows += [
-            (f"noise {index + 1}", list(to_uint8(self._generate(model, batch, rng))))
-            for index in range(GRID_NOISES)
-        ]
-        grid = captioned_grid(rows)
+        if not self.is_first:
+            return
+        grid = sample_grid(model, self.dataset, self.config)
         save_image(self.folder / "samples" / f"step-{self.step:08d}.png", grid)
-        log.picture("samples", grid, self.step)
+        report.picture("samples", grid, self.step)
 
-    def save(self) -> Path:
-        """Write a checkpoint of the present step."""
+    def save(self) -> Path | None:
+        """Write a checkpoint of the present step.
+
+        All processes call this together; the first one writes and gets the path.
+        """
         self.averaged_generator()
+        if not self.is_first:
+            return None
         optim_g, state_g = optimizer_tensors(self.update.generator_optimizer)
         optim_d, state_d = optimizer_tensors(self.update.discriminator_optimizer)
         ema_tensors, ema_state = self.ema.state()
@@ -204,6 +207,7 @@ class Trainer:
                 "optimizer_discriminator": state_d,
                 "ema": ema_state,
                 "seconds": self.seconds,
+                "norm_images": norm_images(self.config, self.parallel.world_size),
             },
         )
 
@@ -215,22 +219,23 @@ class Trainer:
             allow: Settings that may differ, such as ``"config.optim.steps"``.
 
         Raises:
-            IncompatibleCheckpointError: Another setting, data set or backbone differs; the message
-                names it, and nothing has been loaded.
+            IncompatibleCheckpointError: Another setting, data set or backbone differs, or batch
+                norms would see another number of images; the message names it, and nothing has
+                been loaded.
+
+        Note:
+            The state belongs to the run, not to a process: a checkpoint continues on any number
+            of processes that divides the batch, unless norms of one process (``"batch"``) then
+            see another number of images. Allow ``"norm_images"`` to accept that.
         """
         state, tensors = checkpoint.state, checkpoint.tensors
         present = {
             "config": to_dict(self.config),
             "data": self.dataset.fingerprint(),
             "backbone": self.discriminator.backbone.identity,
+            "norm_images": norm_images(self.config, self.parallel.world_size),
         }
-        differing = sorted(set(differences(state, present)) - set(allow) - _ALWAYS_FREE)
-        if differing:
-            shown = "; ".join(differing[:10])
-            msg = (
-                f"Trainer: a resumed run must have the checkpoint's settings; got others: {shown}"
-            )
-            raise IncompatibleCheckpointError(msg)
+        check_same_run(state, present, allow=allow)
         load_module_(self.generator, tensors["generator"], name="generator")
         load_module_(self.discriminator, tensors["discriminator"], name="discriminator")
         load_module_(self.objective, tensors["objective"], name="objective")
@@ -240,16 +245,3 @@ class Trainer:
             load_optimizer_(optimizer, tensors[f"optimizer_{name}"], state[f"optimizer_{name}"])
         self.objective.diversity_hinge = state["diversity_hinge"]
         self.step, self.seconds = checkpoint.step, state["seconds"]
-
-
-def differences(saved: dict[str, Any], present: dict[str, Any], path: str = "") -> list[str]:
-    """Names of the entries of ``present``, at any depth, that differ in ``saved``."""
-    found = []
-    for key, value in present.items():
-        name = f"{path}.{key}" if path else key
-        other = saved.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            found += differences(other, value, name)
-        elif value != other:
-            found.append(name)
-    return found

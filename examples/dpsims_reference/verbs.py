@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from dpsims.errors import CheckpointError
+from dpsims.errors import CheckpointError, IncompatibleCheckpointError, InputError
 from dpsims_reference import cli
+from dpsims_reference.batches import local_batch_size
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.data.folder import check_folder, format_report
@@ -20,6 +21,7 @@ from dpsims_reference.demo import run_demo
 from dpsims_reference.evaluation import evaluate, format_figures
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
+from dpsims_reference.parallel import Parallel, start_processes
 from dpsims_reference.sampling import load_generator, sample_to_folder
 from dpsims_reference.trainer import Trainer
 
@@ -32,7 +34,8 @@ def pick_device(device: str) -> str:
 
 
 def train(options: cli.Train) -> None:
-    """Train, or continue."""
+    """Train, or continue; on every process that a launcher started."""
+    parallel = start_processes(pick_device(options.device), timeout=options.timeout)
     config, folder, checkpoint = options.config, options.out, None
     config = replace(config, data=cli.data_config(config, options.data))
     if options.resume is not None:
@@ -43,21 +46,42 @@ def train(options: cli.Train) -> None:
             raise CheckpointError(msg)
         saved: Config = from_dict(Config, checkpoint.state["config"])
         config = _changed(saved, config, options.allow_change)
+        _check_processes(config, parallel)
+        # the first process tidies the folder up when its trainer opens it
+        parallel.barrier()
     trainer = Trainer(
-        config, build_dataset(config.data), folder, device=pick_device(options.device)
+        config,
+        build_dataset(config.data),
+        folder,
+        parallel=parallel,
+        shard_backbones=options.shard_backbones,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint, allow=options.allow_change)
-        print(f"continuing {folder} after step {trainer.step}")
+        if trainer.is_first:
+            print(f"continuing {folder} after step {trainer.step}")
     trainer.run(save_every=options.save_every, picture_every=options.picture_every)
-    trainer.store.close()
+    trainer.close()
+    parallel.close()
+    if not trainer.is_first:
+        return
     plot_curves(folder / "curves.png", read_log(folder / "log.jsonl"))
     print(f"step {trainer.step}: everything is in {folder}")
+
+
+def _check_processes(config: Config, parallel: Parallel) -> None:
+    try:
+        local_batch_size(config, parallel.world_size)
+    except InputError as error:
+        msg = f"train: the run cannot continue on {parallel.world_size} processes: {error}"
+        raise IncompatibleCheckpointError(msg) from error
 
 
 def _changed(saved: Config, given: Config, allow: tuple[str, ...]) -> Config:
     """The saved configuration, with the named settings taken from the command line."""
     for name in allow:
+        if not name.startswith("config."):
+            continue
         _, *path, last = name.split(".")
         source: Any = given
         for part in path:

@@ -738,3 +738,42 @@ def test_golden_cut_patches(case):
         means.append(loss.mean())
         level += 1
     assert_golden64(torch.stack(means).mean(), golden, "total")
+
+
+@given(st.integers(1, 4), st.integers(1, 3), seeds)
+def test_positions_of_a_part_are_those_in_the_whole_batch(parts, each, seed):
+    def drawn(batch, shard):
+        rng = torch.Generator().manual_seed(seed)
+        return draw_positions(torch.zeros(batch, 1, 3, 4), 5, rng, shard)
+
+    whole = drawn(parts * each, (0, 1))
+    for index in range(parts):
+        assert_equal(drawn(each, (index, parts)), whole[index::parts])
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
+    torch.manual_seed(0)
+    loss = PatchInfoNCE([4], embed_dim=3, num_patches=2, num_negatives=3).double()
+    fake, real = vectors(6, 4, 3, 3, seed=1), vectors(6, 4, 3, 3, seed=2)
+
+    def value(rows, shard=(0, 1)):
+        rng = torch.Generator().manual_seed(0)
+        return loss([fake[rows]], [real[rows]], generator=rng, shard=shard)
+
+    parts = [value(slice(index, None, 3), (index, 3)) for index in range(3)]
+    assert_close64(torch.stack(parts).mean(), value(slice(None)))
+
+
+@pytest.mark.parametrize(
+    ("shard", "error", "part"),
+    [
+        ((1, 1), InputError, "shard[1]"),
+        ((-1, 2), InputError, "shard[0]"),
+        ((0.0, 2), DTypeError, "shard[0]"),
+    ],
+)
+def test_a_shard_must_be_one_of_its_parts(shard, error, part):
+    maps = [vectors(1, 4, 3, 3)]
+    with pytest.raises(error) as caught:
+        PatchInfoNCE([4]).double()(maps, maps, shard=shard)
+    assert_message(caught.value, "PatchInfoNCE: ", part)

@@ -290,3 +290,22 @@ class TestGolden:
                 golden.arrays[f"sharp_{key}"] = expected[:, sharp].numpy()
                 key = f"sharp_{key}"
             assert_golden64(torch.stack(entries).view(golden.f64(key).shape), golden, key)
+
+
+def test_weights_of_the_whole_batch_make_the_mean_of_its_parts():
+    source = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (4, 5, 6), generator=source)
+    real, fake = torch.randn(2, 4, 4, 5, 6, generator=source, dtype=torch.float64)
+    loss = PixelFocalLoss(3, label_smoothing=0.1)
+    weights = class_balance_weights(labels, 3, dtype=torch.float64)
+    parts = [slice(index, None, 2) for index in range(2)]
+    terms = [
+        loss.discriminator_terms(real[p], fake[p], labels[p], class_weights=weights) for p in parts
+    ]
+    whole = loss.discriminator_terms(real, fake, labels)
+    assert_close64(torch.stack([t.real for t in terms]).mean(), whole.real)
+    assert_close64(torch.stack([t.fake for t in terms]).mean(), whole.fake)
+    values = [loss.generator(fake[p], labels[p], class_weights=weights) for p in parts]
+    assert_close64(torch.stack(values).mean(), loss.generator(fake, labels))
+    with pytest.raises(InputError, match="class_weights"):
+        loss.generator(fake, labels, class_weights=weights[:2])

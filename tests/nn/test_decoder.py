@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from support import assert_close64, assert_equal, assert_message
 
 from dpsims.errors import DTypeError, InputError
-from dpsims.nn import UNetDecoder
+from dpsims.nn import UNetDecoder, spectral_normalize_
 
 
 def make(channels=(3, 4), num_outputs=2, dtype=torch.float64, **options):
@@ -402,3 +402,82 @@ def test_bad_inputs(error, parts, build):
     with pytest.raises(error) as caught:
         make()(*build())
     assert_message(caught.value, "UNetDecoder: ", "; got ", *parts)
+
+
+# keeping less for the backward pass
+
+
+def gradients_of_two_passes(checkpoint, *, normed=True, autocast=False, training=True):
+    """Logits, all gradients and all buffers after D(real), D(fake) and one backward pass."""
+    torch.manual_seed(3)
+    decoder = make(dtype=torch.float32, checkpoint=checkpoint)
+    if normed:
+        spectral_normalize_(decoder)
+    decoder.train(training)
+    found = []
+    for repeat in range(2):
+        leaves, loss = [], 0.0
+        for seed in (2 * repeat, 2 * repeat + 1):
+            images, features = inputs(SIZES, dtype=torch.float32, seed=seed)
+            leaves += [images.requires_grad_(), *(f.requires_grad_() for f in features)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                out = decoder(images, features)
+            found.append(out.detach())
+            loss = loss + (out.float() * (seed + 1)).square().mean()
+        loss.backward()
+        found += [leaf.grad for leaf in leaves]
+    return found + [p.grad for p in decoder.parameters()] + [b.clone() for b in decoder.buffers()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"normed": False}, {"autocast": True}, {"training": False}],
+    ids=["spectral", "plain", "autocast", "evaluation"],
+)
+def test_checkpointing_changes_no_bit(options):
+    kept, computed = (gradients_of_two_passes(flag, **options) for flag in (False, True))
+    for one, other in zip(computed, kept, strict=True):
+        assert_equal(one, other)
+
+
+def test_checkpointing_keeps_less():
+    def saved(checkpoint):
+        sizes = []
+        decoder = make(dtype=torch.float32, checkpoint=checkpoint)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            decoder(*inputs(SIZES, image=(32, 32), dtype=torch.float32))
+        return sum(sizes)
+
+    # torch's own hooks inside the checkpointed parts see the rest
+    assert saved(True) < saved(False) / 2
+
+
+def test_checkpointing_gives_second_order_gradients():
+    def curvature(checkpoint):
+        torch.manual_seed(0)
+        decoder = spectral_normalize_(make(checkpoint=checkpoint))
+        images, features = inputs(SIZES)
+        images.requires_grad_()
+        out = decoder(images, features)
+        (grad,) = torch.autograd.grad(out.square().sum(), images, create_graph=True)
+        grad.square().sum().backward()
+        return [images.grad, *(p.grad for p in decoder.parameters() if p.grad is not None)]
+
+    for one, other in zip(curvature(True), curvature(False), strict=True):
+        assert_close64(one, other)
+
+
+def test_checkpointing_works_without_gradients():
+    decoder = make(checkpoint=True)
+    with torch.no_grad():
+        out = decoder(*inputs(SIZES))
+    decoder.checkpoint = False
+    assert_equal(out, decoder(*inputs(SIZES)).detach())
+
+
+def test_checkpoint_must_be_a_flag():
+    with pytest.raises(DTypeError) as caught:
+        make(checkpoint="yes")
+    assert_message(caught.value, "UNetDecoder: ", "checkpoint", "bool", "str")

@@ -13,7 +13,8 @@ from dpsims_reference.datasets import build_dataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.generator import build_generator
 from dpsims_reference.objective import Objective
-from dpsims_reference.steps import TrainingStep, learning_rate
+from dpsims_reference.parallel import Shard
+from dpsims_reference.steps import Part, TrainingStep, _frozen, learning_rate
 
 
 def build(config):
@@ -81,10 +82,12 @@ def test_each_half_gives_gradients_to_its_own_network_only(batch):
     step.discriminator_optimizer.zero_grad = lambda set_to_none: None
     for p, grad in zip(step.discriminator_parameters, kept, strict=True):
         p.grad = grad.clone()
-    fake = step._fake(batch, 1, phase=1)
+    fake = step._fakes(batch, Shard(), 1, phase=1)
     features = step.discriminator.encode(fake.output.images)
     maps = step.objective.contrastive_maps(batch.images, step.discriminator.encode(batch.images))
-    step._update_generator(fake, features, [m.detach() for m in maps], 1)
+    part = Part(batch, Shard(), [m.detach() for m in maps], fake, features)
+    with _frozen(step.discriminator_parameters):
+        step._generator_part(part, None, 1)
     for p, grad in zip(step.discriminator_parameters, kept, strict=True):
         assert_equal(p.grad, grad)
 
@@ -159,3 +162,82 @@ def test_learning_rate_follows_half_a_cosine():
 def test_integer_betas_are_accepted(batch):
     step = build(unit_config(betas=(0, 0.99)))
     assert math.isfinite(step(batch, 0)["d_real"])
+
+
+def without_norms(config):
+    """No batch norm and no spectral norm: parts of a batch are independent."""
+    return replace(
+        config,
+        generator=replace(config.generator, norm="instance", spectral_norm=False),
+        discriminator=replace(config.discriminator, norm="instance", spectral_norm=False),
+    )
+
+
+def gradients(config, batch):
+    """Of both halves, on the same D: Adam's first step would make much of rounding."""
+    step = build(config)
+    step.discriminator_optimizer.step = lambda: None
+    terms = step(batch, 0)
+    parameters = step.discriminator_parameters + step.generator_parameters
+    return terms, [parameter.grad for parameter in parameters]
+
+
+def assert_close_gradients(actual, expected):
+    """Equal but for float32 sums in another order, seen against the largest entry."""
+    for one, other in zip(actual, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max().clamp(min=1e-2)
+
+
+@pytest.mark.parametrize("pairs", ["split_batch", "second_pass"])
+def test_gradients_of_the_parts_add_up(batch, pairs):
+    config = without_norms(unit_config(pairs=pairs, reuse_fake=False))
+    whole_terms, whole = gradients(config, batch)
+    parts_terms, parts = gradients(
+        replace(config, optim=replace(config.optim, accumulate=2)), batch
+    )
+    for name, value in whole_terms.items():
+        torch.testing.assert_close(parts_terms[name], value, rtol=1e-5, atol=1e-6)
+    assert_close_gradients(parts, whole)
+
+
+def test_a_checkpointed_decoder_changes_no_bit(batch):
+    config = unit_config()
+    config = replace(config, discriminator=replace(config.discriminator, spectral_norm=True))
+    thrifty = replace(config, discriminator=replace(config.discriminator, checkpoint_decoder=True))
+    for one, other in zip(gradients(config, batch)[1], gradients(thrifty, batch)[1], strict=True):
+        assert_equal(one, other)
+
+
+def test_parts_need_new_fakes():
+    with pytest.raises(InputError) as caught:
+        build(unit_config(accumulate=2, reuse_fake=True))
+    assert_message(caught.value, "optim.accumulate", "reuse_fake", "2")
+
+
+def test_a_checkpointed_decoder_is_not_compiled():
+    config = unit_config(compile=True)
+    config = replace(config, discriminator=replace(config.discriminator, checkpoint_decoder=True))
+    with pytest.raises(InputError) as caught:
+        build(config)
+    assert_message(caught.value, "optim.compile", "checkpoint_decoder")
+
+
+def test_latents_take_no_step_of_the_spectral_norm(batch):
+    config = unit_config()
+    step = build(replace(config, generator=replace(config.generator, spectral_norm=True)))
+    before = {name: b.clone() for name, b in step.generator.named_buffers()}
+    step.generator.sample_latents(2, generator=torch.Generator())
+    with step._autocast():
+        pass
+    for name, buffer in step.generator.named_buffers():
+        assert_equal(buffer, before[name])
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_step(batch, monkeypatch):
+    _, eager = gradients(unit_config(), batch)
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager"))
+    _, compiled = gradients(unit_config(compile=True), batch)
+    assert_close_gradients(compiled, eager)

@@ -13,8 +13,9 @@ from dpsims_reference.batches import Draw, _DrawOrder, train_batches
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.logs import read_log
+from dpsims_reference.resuming import differences
 from dpsims_reference.sampling import load_generator
-from dpsims_reference.trainer import Trainer, differences
+from dpsims_reference.trainer import Trainer
 
 _QUIET = {"save_every": 10**6, "picture_every": 10**6}
 
