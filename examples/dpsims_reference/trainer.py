@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dpsims.errors import IncompatibleCheckpointError
+from dpsims._checks import check_int
+from dpsims.errors import CheckpointError
 from dpsims_reference.batches import Batch, train_batches, view_batches
-from dpsims_reference.checkpoints import (
-    Checkpoint,
-    CheckpointStore,
-    load_module_,
-    load_optimizer_,
-    optimizer_tensors,
-)
-from dpsims_reference.config import Config, to_dict
+from dpsims_reference.best import BestFigure
+from dpsims_reference.checkpoints import Checkpoint, CheckpointStore
+from dpsims_reference.config import Config
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
@@ -30,15 +27,16 @@ from dpsims_reference.logs import ProgressBar, RunLog
 from dpsims_reference.objective import Objective
 from dpsims_reference.randomness import derive_generator, derive_seed
 from dpsims_reference.recalibration import recalibrate_batch_norm_
+from dpsims_reference.resume import CHECKPOINTS, captured, restore_
+from dpsims_reference.signals import StopRequested, StopSignals
 from dpsims_reference.steps import TrainingStep
 
 # maps for Eq. 7, for the averaged generator's batch-norm statistics, and in a sample grid
 CALIBRATION_MAPS = 64
 RECALIBRATION_MAPS = 144
 GRID_MAPS, GRID_NOISES = 8, 3
-# settings that change no number of a run
-_ALWAYS_FREE = {"config.data.workers", "config.data.root"}
-
+# regular checkpoints in a row that may fail before the run ends
+_FAILED_SAVES = 3
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,10 +49,19 @@ class Trainer:
         dataset: The training images.
         folder: Where the log, the pictures and the checkpoints go.
         device: Where the networks live.
+        keep: How many checkpoints stay, beside the best one.
+        best: Judges which checkpoint is the best one; ``None`` judges nothing.
     """
 
     def __init__(
-        self, config: Config, dataset: ImageDataset, folder: Path, *, device: str = "cpu"
+        self,
+        config: Config,
+        dataset: ImageDataset,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        keep: int = 2,
+        best: BestFigure | None = None,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
         self.device = torch.device(device)
@@ -65,8 +72,9 @@ class Trainer:
             self.generator, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
         )
         self.update = TrainingStep(self.generator, self.discriminator, self.objective, config)
-        self.store = CheckpointStore(folder / "checkpoints")
-        self.step = 0
+        self.best = BestFigure(None) if best is None else best
+        self.store = CheckpointStore(folder / CHECKPOINTS, keep=keep)
+        self.step, self._saved, self._failed_saves = 0, -1, 0
         self.seconds = 0.0
 
     def _built(self, name: str, build: Callable[[], M]) -> M:
@@ -83,7 +91,9 @@ class Trainer:
         picture_every: int = 500,
         max_seconds: float | None = None,
     ) -> bool:
-        """Train to the last step; Ctrl-C or ``max_seconds`` stop earlier, and save.
+        """Train to the last step; a signal or ``max_seconds`` stops earlier, and saves.
+
+        Ctrl-C, SIGTERM and SIGUSR1 are handled as :class:`StopSignals` says.
 
         Args:
             save_every: Steps between checkpoints.
@@ -95,17 +105,40 @@ class Trainer:
 
         Raises:
             NonFiniteError: A loss became NaN or infinite.
+            CheckpointError: The last checkpoint, or several in a row, could not be written.
+            KeyboardInterrupt: A second Ctrl-C came during a step; nothing was saved.
         """
+        check_int("Trainer.run", "save_every", save_every, minimum=1)
+        check_int("Trainer.run", "picture_every", picture_every, minimum=1)
+        with StopSignals() as stop:
+            self._train(stop, save_every, picture_every, max_seconds)
+            with stop.saving():
+                if self.step >= self.config.optim.steps:
+                    self._save_regular(last=True)
+                elif self._saved != self.step:
+                    self.save()
+            if stop.requested and self.step < self.config.optim.steps:
+                print(f"\nstopped by {stop.requested} after step {self.step}; everything is saved")
+                print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
+        return self.step >= self.config.optim.steps
+
+    def _train(
+        self, stop: StopSignals, save_every: int, picture_every: int, max_seconds: float | None
+    ) -> None:
         if self.objective.diversity_hinge is None:
             self._calibrate()
+        if self.step == 0:
+            self.best.start(self.averaged_generator)
         last = self.config.optim.steps
         log = RunLog(self.folder, first_step=self.step)
         batches = train_batches(self.dataset, self.config, first_step=self.step)
         started = time.perf_counter() - self.seconds
         try:
             with ProgressBar(last, first_step=self.step) as bar:
-                while self.step < last:
-                    terms = self.update(next(batches).to(self.device), self.step)
+                while self.step < last and stop.requested is None:
+                    with stop.waiting():
+                        batch = next(batches)
+                    terms = self.update(batch.to(self.device), self.step)
                     self.ema.update(self.generator)
                     self.seconds = time.perf_counter() - started
                     record = {"step": float(self.step), "seconds": self.seconds}
@@ -113,19 +146,20 @@ class Trainer:
                     self.step += 1
                     log.write(record)
                     bar.advance(record)
+                    self.best.observe(record)
                     if self.step % picture_every == 0:
                         self._picture(log)
                     if self.step % save_every == 0 and self.step < last:
-                        self.save()
+                        with stop.saving():
+                            self._save_regular()
                     if max_seconds is not None and self.seconds >= max_seconds:
                         break
-        except KeyboardInterrupt:
-            print(f"\nstopped after step {self.step}; saving")
-            print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
+        except StopRequested:
+            pass
         finally:
+            # ends the loader's processes before anything is saved
+            batches.close()
             log.close()
-        self.save()
-        return self.step >= last
 
     def averaged_generator(self) -> Generator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""
@@ -178,34 +212,27 @@ class Trainer:
         save_image(self.folder / "samples" / f"step-{self.step:08d}.png", grid)
         log.picture("samples", grid, self.step)
 
+    def _save_regular(self, *, last: bool = False) -> None:
+        """Judge and save; a disk that refuses ends the run only if it goes on refusing."""
+        before = self.best.state()
+        self.best.judge(self.step, self.averaged_generator)
+        try:
+            self.save()
+            self._failed_saves = 0
+        except CheckpointError as error:
+            self.best.load(before)
+            self._failed_saves += 1
+            if last or self._failed_saves >= _FAILED_SAVES:
+                raise
+            text = f"Trainer: no checkpoint of step {self.step}, the training goes on: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
     def save(self) -> Path:
         """Write a checkpoint of the present step."""
         self.averaged_generator()
-        optim_g, state_g = optimizer_tensors(self.update.generator_optimizer)
-        optim_d, state_d = optimizer_tensors(self.update.discriminator_optimizer)
-        ema_tensors, ema_state = self.ema.state()
-        return self.store.save(
-            self.step,
-            {
-                "generator": self.generator.state_dict(),
-                "discriminator": self.discriminator.state_dict(),
-                "objective": self.objective.state_dict(),
-                "ema": ema_tensors,
-                "optimizer_generator": optim_g,
-                "optimizer_discriminator": optim_d,
-            },
-            {
-                "config": to_dict(self.config),
-                "spec": self.dataset.spec.to_dict(),
-                "data": self.dataset.fingerprint(),
-                "backbone": self.discriminator.backbone.identity,
-                "diversity_hinge": self.objective.diversity_hinge,
-                "optimizer_generator": state_g,
-                "optimizer_discriminator": state_d,
-                "ema": ema_state,
-                "seconds": self.seconds,
-            },
-        )
+        path = self.store.save(self.step, *captured(self), best=self.best.is_best(self.step))
+        self._saved = self.step
+        return path
 
     def restore(self, checkpoint: Checkpoint, *, allow: tuple[str, ...] = ()) -> None:
         """Continue from ``checkpoint``.
@@ -218,38 +245,4 @@ class Trainer:
             IncompatibleCheckpointError: Another setting, data set or backbone differs; the message
                 names it, and nothing has been loaded.
         """
-        state, tensors = checkpoint.state, checkpoint.tensors
-        present = {
-            "config": to_dict(self.config),
-            "data": self.dataset.fingerprint(),
-            "backbone": self.discriminator.backbone.identity,
-        }
-        differing = sorted(set(differences(state, present)) - set(allow) - _ALWAYS_FREE)
-        if differing:
-            shown = "; ".join(differing[:10])
-            msg = (
-                f"Trainer: a resumed run must have the checkpoint's settings; got others: {shown}"
-            )
-            raise IncompatibleCheckpointError(msg)
-        load_module_(self.generator, tensors["generator"], name="generator")
-        load_module_(self.discriminator, tensors["discriminator"], name="discriminator")
-        load_module_(self.objective, tensors["objective"], name="objective")
-        self.ema.load(tensors["ema"], state["ema"])
-        for name in ("generator", "discriminator"):
-            optimizer = getattr(self.update, f"{name}_optimizer")
-            load_optimizer_(optimizer, tensors[f"optimizer_{name}"], state[f"optimizer_{name}"])
-        self.objective.diversity_hinge = state["diversity_hinge"]
-        self.step, self.seconds = checkpoint.step, state["seconds"]
-
-
-def differences(saved: dict[str, Any], present: dict[str, Any], path: str = "") -> list[str]:
-    """Names of the entries of ``present``, at any depth, that differ in ``saved``."""
-    found = []
-    for key, value in present.items():
-        name = f"{path}.{key}" if path else key
-        other = saved.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            found += differences(other, value, name)
-        elif value != other:
-            found.append(name)
-    return found
+        restore_(self, checkpoint, allow=allow)
