@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs clean
+.PHONY: help setup demo test soak lint docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: $(STAMP)  ## train the tiny model on two photographs and write runs/demo (
 
 test: $(STAMP)  ## run every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=dpsims --cov-report=term:skip-covered --cov-fail-under=95
+
+soak: $(STAMP)  ## 2,000 steps, 1,000 kills -9 and 1,000 damaged checkpoints (about ten minutes)
+	$(BIN)/python tests/soak.py --out runs/soak
 
 lint: $(STAMP)  ## ruff, mypy, import-linter and codespell
 	$(BIN)/ruff check .

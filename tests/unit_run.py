@@ -34,3 +34,16 @@ def unit_config(*, steps: int = 4, **optim) -> Config:
             tiny.data, name="scenes", num_classes=NUM_CLASSES, image_size=(32, 32), num_scenes=24
         ),
     )
+
+
+def small_config(*, steps: int = 4, num_scenes: int = 10, **optim) -> Config:
+    """Every part of :func:`unit_config` in fewer layers: for tests of many steps."""
+    unit = unit_config(steps=steps, **{"batch_size": 2, **optim})
+    return replace(
+        unit,
+        generator=replace(
+            unit.generator, channels=(8, 8, 8), spade_hidden=None, self_attention=False
+        ),
+        discriminator=replace(unit.discriminator, widths=(4, 4, 4, 4)),
+        data=replace(unit.data, num_scenes=num_scenes),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from dpsims_reference.config import Config
 from dpsims_reference.data.sample import ImageDataset, Sample
 from dpsims_reference.parallel import Shard
 from dpsims_reference.randomness import derive_generator
+from dpsims_reference.signals import spare_worker
 
 _WHOLE = Shard()
 
@@ -121,7 +122,7 @@ def collate(samples: list[Sample], *, instances: bool) -> Batch:
 
 def train_batches(
     dataset: ImageDataset, config: Config, *, first_step: int = 0, shard: Shard = _WHOLE
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless training batches; step ``n`` is the same batch in every run of this configuration.
 
     Args:
@@ -140,6 +141,9 @@ def train_batches(
         num_workers=config.data.workers,
         collate_fn=functools.partial(collate, instances=config.data.instances),
         persistent_workers=False,
+        worker_init_fn=spare_worker,
+        # by default the loader draws a seed from the global generator
+        generator=derive_generator(config.seed, "loader"),
     )
     yield from loader
 

@@ -38,23 +38,30 @@ class Train:
     """Train a model.
 
     Start from a preset and change any of its numbers: ``--preset tiny --data photos
-    --optim.steps 500``. Ctrl-C saves; ``--resume RUN`` goes on.
+    --optim.steps 500``. Ctrl-C and SIGTERM save; ``--resume RUN`` goes on.
     """
 
     preset: PresetName = "tiny"
     """Where the numbers come from."""
     data: str | None = None
     """"photos", "scenes", or a folder with images/ and labels/. None keeps the preset's."""
-    out: Path = Path("runs/train")
-    """Folder of the run: log, samples, checkpoints."""
+    out: Path | None = None
+    """Folder of the run: log, samples, checkpoints. None is runs/train, or the resumed run's."""
     resume: Path | None = None
-    """Folder of a run to continue; its configuration is taken over."""
+    """Run to continue, with its configuration: RUN, RUN@best or RUN@STEP."""
+    discard_later: bool = False
+    """Remove the checkpoints above the one that is resumed, to go on in the same folder."""
     allow_change: tuple[str, ...] = ()
     """Settings that may differ from the resumed run's, such as config.optim.steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA when there is a device."""
     save_every: int = 1000
     """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that stay, newest first; the best one stays beside them."""
+    keep_best: str | None = None
+    """Figure that decides which checkpoint is the best: a loss such as g_pixel, or min:NAME,
+    max:NAME, where NAME may be a figure of the evaluation such as heldout.frechet."""
     picture_every: int = 500
     """Steps between sample grids."""
     shard_backbones: bool = False
@@ -69,7 +76,7 @@ class Sample:
     """Generate images from label maps with a trained run."""
 
     run: Path
-    """Folder of the run."""
+    """Folder of the run; RUN@best or RUN@STEP takes another checkpoint than the newest."""
     labels: Path
     """A PNG label map, or a folder of them."""
     out: Path = Path("samples")
@@ -91,7 +98,7 @@ class Evaluate:
     """Measure a trained run: label consistency, Fréchet distance, diversity."""
 
     run: Path
-    """Folder of the run."""
+    """Folder of the run; RUN@best or RUN@STEP takes another checkpoint than the newest."""
     out: Path | None = None
     """Where to write evaluation.json; None is the run's folder."""
     num_images: int = 96
@@ -185,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except _EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("left at once; a checkpoint that was saved before is whole", file=sys.stderr)
+        sys.exit(130)
 
 
 def data_config(config: Config, data: str | None) -> DataConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -206,29 +205,3 @@ def start_processes(device: str, *, timeout: float = 1800.0) -> Parallel:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return FabricParallel(device, timeout=timeout)
     return Parallel(device)
-
-
-@contextlib.contextmanager
-def stop_signals(parallel: Parallel) -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a flag that the processes can agree on.
-
-    One alone process keeps its signal handlers, and the flag is never set. The second signal acts
-    as if this were not here. Yields what tells whether a signal came.
-    """
-    if parallel.world_size == 1:
-        yield lambda: False
-        return
-    seen: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _frame: Any) -> None:
-        seen.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

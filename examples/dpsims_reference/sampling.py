@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dpsims.data import LabelSpec, instance_offsets
-from dpsims.errors import CheckpointError, DataError, InputError
-from dpsims_reference.checkpoints import CheckpointStore, load_module_
+from dpsims.errors import DataError, InputError
+from dpsims_reference.checkpoints import load_module_
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
 from dpsims_reference.generator import Generator, build_generator
 from dpsims_reference.randomness import derive_generator
+from dpsims_reference.resume import read_run
 
 
 class TrainedGenerator(NamedTuple):
@@ -27,17 +28,18 @@ class TrainedGenerator(NamedTuple):
     spec: LabelSpec
 
 
-def load_generator(run: Path, *, device: str = "cpu") -> TrainedGenerator:
-    """The averaged generator of the newest sound checkpoint of ``run``.
+def load_generator(run: str | Path, *, device: str = "cpu") -> TrainedGenerator:
+    """The averaged generator of a run's newest sound checkpoint, or of another one.
+
+    Args:
+        run: Folder of the run; ``RUN@best`` or ``RUN@STEP`` takes another checkpoint.
+        device: Where the generator goes.
 
     Raises:
         CheckpointError: The folder holds no checkpoint, or none that is intact.
         IncompatibleCheckpointError: The tensors do not fit the configuration beside them.
     """
-    checkpoint = CheckpointStore.read_latest(run / "checkpoints")
-    if checkpoint is None:
-        msg = f"load_generator: run must hold a checkpoint; got none in {run / 'checkpoints'}"
-        raise CheckpointError(msg)
+    checkpoint = read_run("load_generator", run)
     config = from_dict(Config, checkpoint.state["config"])
     spec = LabelSpec.from_dict(checkpoint.state["spec"])
     generator = build_generator(config)

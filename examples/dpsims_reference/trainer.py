@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dpsims._checks import check_int
+from dpsims.errors import CheckpointError
 from dpsims.nn.norm import BatchNorm2d
-from dpsims_reference.batches import local_batch_size, norm_images, train_batches
-from dpsims_reference.checkpoints import (
-    Checkpoint,
-    CheckpointStore,
-    load_module_,
-    load_optimizer_,
-    optimizer_tensors,
-)
-from dpsims_reference.config import Config, to_dict
+from dpsims_reference.batches import local_batch_size, train_batches
+from dpsims_reference.best import BestFigure
+from dpsims_reference.checkpoints import Checkpoint, CheckpointStore
+from dpsims_reference.config import Config
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
 from dpsims_reference.figures import save_image
 from dpsims_reference.generator import Generator, build_generator
 from dpsims_reference.objective import Objective
-from dpsims_reference.parallel import Parallel, stop_signals
+from dpsims_reference.parallel import Parallel
 from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid, scan_labels
 from dpsims_reference.randomness import derive_seed
 from dpsims_reference.reporting import Report
-from dpsims_reference.resuming import check_same_run
+from dpsims_reference.resume import CHECKPOINTS, captured, restore_
+from dpsims_reference.signals import StopRequested, StopSignals
 from dpsims_reference.steps import TrainingStep
+
+# regular checkpoints in a row that may fail before the run ends
+_FAILED_SAVES = 3
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -47,6 +50,8 @@ class Trainer:
         parallel: The processes that share the run; ``None`` is this one alone, on ``device``. All
             of them build a trainer and call the same methods; the first one alone writes.
         shard_backbones: Whether the processes share the frozen networks' weights (FSDP).
+        keep: How many checkpoints stay, beside the best one.
+        best: Judges which checkpoint is the best one; ``None`` judges nothing.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class Trainer:
         device: str = "cpu",
         parallel: Parallel | None = None,
         shard_backbones: bool = False,
+        keep: int = 2,
+        best: BestFigure | None = None,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
         self.parallel = Parallel(device) if parallel is None else parallel
@@ -81,8 +88,9 @@ class Trainer:
         self.update = TrainingStep(
             self.generator, self.discriminator, self.objective, config, parallel=self.parallel
         )
-        self._store = CheckpointStore(folder / "checkpoints") if self.is_first else None
-        self.step = 0
+        self.best = BestFigure(None) if best is None else best
+        self._store = CheckpointStore(folder / CHECKPOINTS, keep=keep) if self.is_first else None
+        self.step, self._saved, self._failed_saves = 0, -1, 0
         self.seconds = 0.0
 
     @property
@@ -110,7 +118,10 @@ class Trainer:
         picture_every: int = 500,
         max_seconds: float | None = None,
     ) -> bool:
-        """Train to the last step; Ctrl-C or ``max_seconds`` stop earlier, and save.
+        """Train to the last step; a signal or ``max_seconds`` stops earlier, and saves.
+
+        Ctrl-C, SIGTERM and SIGUSR1 are handled as :class:`StopSignals` says. Of many processes,
+        all stop after the same step.
 
         Args:
             save_every: Steps between checkpoints.
@@ -122,45 +133,71 @@ class Trainer:
 
         Raises:
             NonFiniteError: A loss became NaN or infinite.
+            CheckpointError: The last checkpoint, or several in a row, could not be written.
+            KeyboardInterrupt: A second Ctrl-C came during a step; nothing was saved.
         """
+        check_int("Trainer.run", "save_every", save_every, minimum=1)
+        check_int("Trainer.run", "picture_every", picture_every, minimum=1)
+        with StopSignals() as stop:
+            self._train(stop, save_every, picture_every, max_seconds)
+            with stop.saving():
+                if self.step >= self.config.optim.steps:
+                    self._save_regular(last=True)
+                elif self._saved != self.step:
+                    self.save()
+            if stop.requested and self.is_first and self.step < self.config.optim.steps:
+                print(f"\nstopped by {stop.requested} after step {self.step}; everything is saved")
+                print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
+        return self.step >= self.config.optim.steps
+
+    def _train(
+        self, stop: StopSignals, save_every: int, picture_every: int, max_seconds: float | None
+    ) -> None:
         scan_labels(self.dataset, self.config, self.parallel)
         if self.objective.diversity_hinge is None:
             calibrate_(self.objective, self.generator, self.dataset, self.config, self.parallel)
+        if self.step == 0:
+            self.best.start(self.averaged_generator)
         last = self.config.optim.steps
         report = Report(self.folder, last, first_step=self.step, active=self.is_first)
         batches = train_batches(
             self.dataset, self.config, first_step=self.step, shard=self.parallel.shard
         )
+        # a process that left the others while it waits would leave them waiting
+        waiting = stop.waiting if self.parallel.world_size == 1 else contextlib.nullcontext
         started = time.perf_counter() - self.seconds
+        stopping = stop.requested is not None
         try:
-            with report, stop_signals(self.parallel) as signalled:
-                while self.step < last:
-                    terms = self.update(next(batches).to(self.device), self.step)
+            with report:
+                while self.step < last and not stopping:
+                    with waiting():
+                        batch = next(batches)
+                    terms = self.update(batch.to(self.device), self.step)
                     self.ema.update(self.generator)
                     self.seconds = time.perf_counter() - started
-                    stop = signalled() or (max_seconds is not None and self.seconds >= max_seconds)
-                    flag = torch.tensor(float(stop), device=self.device)
-                    terms = self.parallel.mean(terms | {"stop": flag})
-                    # on any process: all of them leave after the same step
-                    stop = bool(terms.pop("stop"))
+                    late = max_seconds is not None and self.seconds >= max_seconds
+                    terms, stopping = self._agreed(terms, late or stop.requested is not None)
                     record = {"step": float(self.step), "seconds": self.seconds}
                     record |= {name: float(value) for name, value in terms.items()}
                     self.step += 1
                     report.step(record)
+                    self.best.observe(record)
                     if self.step % picture_every == 0:
                         self._picture(report)
                     if self.step % save_every == 0 and self.step < last:
-                        self.save()
-                    if stop:
-                        break
-        except KeyboardInterrupt:
-            if self.parallel.world_size > 1:
-                # the others wait for this process in the middle of a step: nothing can be saved
-                raise
-            print(f"\nstopped after step {self.step}; saving")
-            print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
-        self.save()
-        return self.step >= last
+                        with stop.saving():
+                            self._save_regular()
+        except StopRequested:
+            pass
+        finally:
+            # ends the loader's processes before anything is saved
+            batches.close()
+
+    def _agreed(self, terms: dict[str, Tensor], stopping: bool) -> tuple[dict[str, Tensor], bool]:
+        """The terms' means, and whether any process wants to stop, in one message."""
+        flag = torch.tensor(float(stopping), device=self.device)
+        terms = self.parallel.mean(terms | {"stopping": flag})
+        return terms, bool(terms.pop("stopping"))
 
     def averaged_generator(self) -> Generator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""
@@ -176,40 +213,33 @@ class Trainer:
         save_image(self.folder / "samples" / f"step-{self.step:08d}.png", grid)
         report.picture("samples", grid, self.step)
 
+    def _save_regular(self, *, last: bool = False) -> None:
+        """Judge and save; a disk that refuses ends the run only if it goes on refusing."""
+        before = self.best.state()
+        self.best.judge(self.step, self.averaged_generator)
+        try:
+            self.save()
+            self._failed_saves = 0
+        except CheckpointError as error:
+            self.best.load(before)
+            self._failed_saves += 1
+            if last or self._failed_saves >= _FAILED_SAVES:
+                raise
+            text = f"Trainer: no checkpoint of step {self.step}, the training goes on: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
     def save(self) -> Path | None:
         """Write a checkpoint of the present step.
 
         All processes call this together; the first one writes and gets the path.
         """
         self.averaged_generator()
-        if not self.is_first:
-            return None
-        optim_g, state_g = optimizer_tensors(self.update.generator_optimizer)
-        optim_d, state_d = optimizer_tensors(self.update.discriminator_optimizer)
-        ema_tensors, ema_state = self.ema.state()
-        return self.store.save(
-            self.step,
-            {
-                "generator": self.generator.state_dict(),
-                "discriminator": self.discriminator.state_dict(),
-                "objective": self.objective.state_dict(),
-                "ema": ema_tensors,
-                "optimizer_generator": optim_g,
-                "optimizer_discriminator": optim_d,
-            },
-            {
-                "config": to_dict(self.config),
-                "spec": self.dataset.spec.to_dict(),
-                "data": self.dataset.fingerprint(),
-                "backbone": self.discriminator.backbone.identity,
-                "diversity_hinge": self.objective.diversity_hinge,
-                "optimizer_generator": state_g,
-                "optimizer_discriminator": state_d,
-                "ema": ema_state,
-                "seconds": self.seconds,
-                "norm_images": norm_images(self.config, self.parallel.world_size),
-            },
-        )
+        path = None
+        if self.is_first:
+            best = self.best.is_best(self.step)
+            path = self.store.save(self.step, *captured(self), best=best)
+        self._saved = self.step
+        return path
 
     def restore(self, checkpoint: Checkpoint, *, allow: tuple[str, ...] = ()) -> None:
         """Continue from ``checkpoint``.
@@ -228,20 +258,4 @@ class Trainer:
             of processes that divides the batch, unless norms of one process (``"batch"``) then
             see another number of images. Allow ``"norm_images"`` to accept that.
         """
-        state, tensors = checkpoint.state, checkpoint.tensors
-        present = {
-            "config": to_dict(self.config),
-            "data": self.dataset.fingerprint(),
-            "backbone": self.discriminator.backbone.identity,
-            "norm_images": norm_images(self.config, self.parallel.world_size),
-        }
-        check_same_run(state, present, allow=allow)
-        load_module_(self.generator, tensors["generator"], name="generator")
-        load_module_(self.discriminator, tensors["discriminator"], name="discriminator")
-        load_module_(self.objective, tensors["objective"], name="objective")
-        self.ema.load(tensors["ema"], state["ema"])
-        for name in ("generator", "discriminator"):
-            optimizer = getattr(self.update, f"{name}_optimizer")
-            load_optimizer_(optimizer, tensors[f"optimizer_{name}"], state[f"optimizer_{name}"])
-        self.objective.diversity_hinge = state["diversity_hinge"]
-        self.step, self.seconds = checkpoint.step, state["seconds"]
+        restore_(self, checkpoint, allow=allow)

@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from dpsims.errors import CheckpointError, IncompatibleCheckpointError, InputError
+from dpsims.errors import IncompatibleCheckpointError, InputError
 from dpsims_reference import cli
 from dpsims_reference.batches import local_batch_size
-from dpsims_reference.checkpoints import CheckpointStore
+from dpsims_reference.best import BestFigure, flat_figures
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.data.folder import check_folder, format_report
 from dpsims_reference.data.pseudo_labels import pseudo_label_folder
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.demo import run_demo
-from dpsims_reference.evaluation import evaluate, format_figures
+from dpsims_reference.evaluation import Evaluator, evaluate, format_figures
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
 from dpsims_reference.parallel import Parallel, start_processes
+from dpsims_reference.resume import choose_folder, parse_run
 from dpsims_reference.sampling import load_generator, sample_to_folder
 from dpsims_reference.trainer import Trainer
 
@@ -36,14 +37,11 @@ def pick_device(device: str) -> str:
 def train(options: cli.Train) -> None:
     """Train, or continue; on every process that a launcher started."""
     parallel = start_processes(pick_device(options.device), timeout=options.timeout)
-    config, folder, checkpoint = options.config, options.out, None
-    config = replace(config, data=cli.data_config(config, options.data))
-    if options.resume is not None:
-        folder = options.resume
-        checkpoint = CheckpointStore.read_latest(folder / "checkpoints")
-        if checkpoint is None:
-            msg = f"train: resume must be a folder with a checkpoint; got none in {folder}"
-            raise CheckpointError(msg)
+    config = replace(options.config, data=cli.data_config(options.config, options.data))
+    folder, checkpoint = choose_folder(
+        options.out, options.resume, discard_later=options.discard_later
+    )
+    if checkpoint is not None:
         saved: Config = from_dict(Config, checkpoint.state["config"])
         config = _changed(saved, config, options.allow_change)
         _check_processes(config, parallel)
@@ -55,11 +53,15 @@ def train(options: cli.Train) -> None:
         folder,
         parallel=parallel,
         shard_backbones=options.shard_backbones,
+        keep=options.keep,
+        best=_best_figure(options.keep_best, config),
     )
     if checkpoint is not None:
         trainer.restore(checkpoint, allow=options.allow_change)
         if trainer.is_first:
-            print(f"continuing {folder} after step {trainer.step}")
+            if options.discard_later:
+                trainer.store.discard_after(trainer.step)
+            print(f"continuing {options.resume} after step {trainer.step} in {folder}")
     trainer.run(save_every=options.save_every, picture_every=options.picture_every)
     trainer.close()
     parallel.close()
@@ -75,6 +77,15 @@ def _check_processes(config: Config, parallel: Parallel) -> None:
     except InputError as error:
         msg = f"train: the run cannot continue on {parallel.world_size} processes: {error}"
         raise IncompatibleCheckpointError(msg) from error
+
+
+def _best_figure(rule: str | None, config: Config) -> BestFigure:
+    """Judged by the log, or by the evaluation where the name has its dot: ``heldout.frechet``."""
+    best = BestFigure(rule)
+    if "." in best.name:
+        evaluator = Evaluator(config)
+        best.evaluate = lambda generator: flat_figures(evaluator.measure(generator))
+    return best
 
 
 def _changed(saved: Config, given: Config, allow: tuple[str, ...]) -> Config:
@@ -115,7 +126,7 @@ def run_evaluation(options: cli.Evaluate) -> None:
     trained = load_generator(options.run, device=pick_device(options.device))
     figures = evaluate(trained, num_images=options.num_images, with_lpips=options.lpips)
     print(format_figures(figures))
-    path = (options.out or options.run) / "evaluation.json"
+    path = (options.out or parse_run(options.run).folder) / "evaluation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(f"written to {path}")

@@ -1,5 +1,6 @@
 """A save that has returned survives a crash at any moment of a later one."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from dpsims_reference.checkpoints.disk import Disk
 
 # the third save replaces the second, the fifth and sixth prune, the last one goes back in steps
 STEPS = (1, 2, 2, 3, 4, 5, 3)
+# saves of the best so far: a first one, one that is replaced, and one that lets another go
+BESTS = (0, 1, 2, 5)
 
 
 class Crash(BaseException):
@@ -63,7 +66,7 @@ def run_until_crash(folder):
     try:
         store = CheckpointStore(folder)
         for step in STEPS:
-            store.save(step, *payload(done))
+            store.save(step, *payload(done), best=done in BESTS)
             done += 1
     except Crash:
         pass
@@ -83,6 +86,7 @@ def assert_survived(folder, done):
         # the last save that returned may only have been replaced by the one under way
         allowed[STEPS[done - 1]] = [n for n in allowed[STEPS[done - 1]] if n >= done - 1]
     seen = CheckpointStore.read_latest(folder) if folder.exists() else None
+    assert_best_survived(folder, done)
     with CheckpointStore(folder) as store:
         steps = store.steps()
         assert [name for name in os.listdir(folder) if name.startswith((".tmp", ".old"))] == []
@@ -94,9 +98,21 @@ def assert_survived(folder, done):
             assert STEPS[done - 1] in steps
             assert len(steps) >= min(2, len(set(STEPS[:done])))
             assert store.latest().step == seen.step >= STEPS[done - 1]
-        assert len(steps) <= 4
+        assert len(steps) <= 5
+        assert_best_survived(folder, done)
         store.save(9, *payload(9))
         assert store.latest().state == {"value": 9}
+
+
+def assert_best_survived(folder, done):
+    """The last best one that was saved, or the one that was being saved, is whole."""
+    saved = [number for number in BESTS if number < done]
+    found = CheckpointStore.read_best(folder) if folder.exists() else None
+    if found is None:
+        assert not saved
+    else:
+        assert found.state["value"] in {*saved[-1:], done} & set(BESTS)
+        assert (found.tensors["ema"]["weight"] == found.state["value"]).all()
 
 
 @pytest.mark.parametrize("when", ["before", "within", "after"])
@@ -114,6 +130,71 @@ def test_every_crash_point(tmp_path, monkeypatch, when):
         points += 1
     assert done == len(STEPS)
     assert points > 100, "the operations of seven saves"
+
+
+class InterruptingDisk(CrashingDisk):
+    """Raises once, before, in the middle of or after one operation; the process lives on."""
+
+    def _run(self, name, *values):
+        number, self.count = self.count, self.count + 1
+        if number != self.stop:
+            return getattr(Disk, name)(self, *values)
+        if self.when == "within":
+            self._half(name, *values)
+        elif self.when == "after":
+            getattr(Disk, name)(self, *values)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("when", ["before", "within", "after"])
+def test_an_interrupt_at_every_moment_of_a_save_that_replaces_and_prunes(
+    tmp_path, monkeypatch, when
+):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for stop in itertools.count():
+        with CheckpointStore(tmp_path / str(stop)) as store:
+            for step in (1, 2, 3):
+                store.save(step, *payload(step), best=step == 2)
+            disk = InterruptingDisk(stop, when)
+            monkeypatch.setattr(store._writer, "_disk", disk)
+            try:
+                store.save(4, *payload(4), best=True)
+                break
+            except KeyboardInterrupt:
+                monkeypatch.setattr(store._writer, "_disk", Disk())
+            assert store.latest().step in (3, 4)
+            assert CheckpointStore.read_best(store.folder).step in (2, 4)
+            for step in store.steps():
+                store.load(step)
+            store.save(4, *payload(5), best=True)
+            assert store.steps() == [3, 4]
+            assert sorted(os.listdir(store.folder)) == [".lock", "step-00000003", "step-00000004"]
+    assert disk.count <= stop
+    assert stop > 15, "the operations of one save"
+
+
+@pytest.mark.parametrize("when", ["before", "within", "after"])
+def test_a_crash_while_later_ones_are_discarded(tmp_path, monkeypatch, when):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for stop in itertools.count():
+        folder = tmp_path / str(stop)
+        monkeypatch.setattr(checkpoint_writer, "Disk", Disk)
+        with CheckpointStore(folder, keep=5) as store:
+            for step in (1, 2, 3, 4, 5):
+                store.save(step, *payload(step), best=step == 4)
+            disk = CrashingDisk(stop, when)
+            monkeypatch.setattr(store._writer, "_disk", disk)
+            try:
+                assert store.discard_after(2) == [5, 4, 3]
+                break
+            except Crash:
+                pass
+        with CheckpointStore(folder) as store:
+            assert store.latest().step in (2, 3, 4, 5)
+            store.discard_after(2)
+            assert store.steps() == [1, 2]
+            assert CheckpointStore.read_best(folder) is None
+    assert stop == 7, "two for each of three checkpoints, and a wait for the disk"
 
 
 def test_a_crash_while_tidying_up_after_a_crash(tmp_path, monkeypatch):
@@ -250,7 +331,7 @@ def test_loss_of_power_at_every_moment(tmp_path, monkeypatch):
     root.mkdir()
     with CheckpointStore(root) as store:
         for number, step in enumerate(STEPS):
-            store.save(step, *payload(number))
+            store.save(step, *payload(number), best=number in BESTS)
             disk.log.append(("acknowledge", root, number))
     log = disk.log
     rng = np.random.default_rng(0)
@@ -270,6 +351,7 @@ def test_loss_of_power_at_every_moment(tmp_path, monkeypatch):
                 found = store.load(STEPS[done - 1])
                 assert found.state["value"] in (done - 1, done)
                 assert store.latest().step >= found.step
+            assert_best_survived(folder, done)
     assert trials > 400
 
 
@@ -289,7 +371,8 @@ def trials():
 
 
 def test_kill_at_random_moments(trials):
-    assert trials["kills"] == [[]] * 20
+    assert [faults for _, faults in trials["kills"]] == [[]] * 100
+    assert sum(saved for saved, _ in trials["kills"]) > 300, "kills that find nothing to break"
 
 
 def test_no_pickle_is_ever_opened(trials):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from checkpoint_trials import KINDS, mutate, mutation_trial
 from hypothesis import given, strategies as st
 from support import assert_equal, assert_message
 
@@ -26,8 +27,6 @@ TENSORS = {
     "ema": {"weight": torch.arange(40.0) / 2, "counter": torch.tensor(3)},
 }
 STATE = {"config": {"seed": 7}, "data": "ade20k"}
-FILES = ("generator.safetensors", "ema.safetensors", "state.json", "MANIFEST.json")
-KINDS = ("flip", "zero", "truncate", "append", "swap", "delete", "swap-whole")
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +44,6 @@ def other(tmp_path_factory):
         return store.save(12, tensors, {**STATE, "data": "cityscapes"})
 
 
-def mutate(kind, folder, other, rng):
-    """Damage one file so that its bytes surely differ; returns the file's name."""
-    path = folder / FILES[rng.integers(len(FILES))]
-    data = bytearray(path.read_bytes())
-    at = int(rng.integers(len(data)))
-    if kind == "flip":
-        data[at] ^= 1 << int(rng.integers(8))
-    elif kind == "zero":
-        # over zeros a block of zeros would change nothing
-        at = next(i for i in range(at, -1, -1) if data[i])
-        data[at : at + 16] = bytes(len(data[at : at + 16]))
-    elif kind == "truncate":
-        del data[at:]
-    elif kind == "append":
-        data += rng.bytes(int(rng.integers(1, 64)))
-    elif kind == "swap":
-        data = (folder / FILES[FILES.index(path.name) - 1]).read_bytes()
-    elif kind == "swap-whole":
-        data = (other / path.name).read_bytes()
-    path.unlink()
-    if kind != "delete":
-        path.write_bytes(data)
-    return path.name
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_thousand_mutations_are_all_found(tmp_path, sound, other, kind):
     rng = np.random.default_rng(KINDS.index(kind))
@@ -83,6 +57,17 @@ def test_a_thousand_mutations_are_all_found(tmp_path, sound, other, kind):
         if (kind, name) != ("swap-whole", "MANIFEST.json"):
             assert_message(caught.value, "read_checkpoint", name)
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_newest_one_is_never_taken_for_sound(tmp_path, kind):
+    with CheckpointStore(tmp_path / "store") as store:
+        store.save(1, TENSORS, STATE)
+        tensors = {group: {k: v + 1 for k, v in m.items()} for group, m in TENSORS.items()}
+        store.save(2, tensors, {**STATE, "data": "cityscapes"})
+    rng = np.random.default_rng(KINDS.index(kind))
+    found = {mutation_trial(kind, tmp_path / "store", tmp_path, rng) for _ in range(10)}
+    assert found == {"found"}
 
 
 def test_the_undamaged_copy_loads(tmp_path, sound):

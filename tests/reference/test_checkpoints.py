@@ -1,8 +1,11 @@
+import errno
 import os
 import resource
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from dpsims.errors import (
 from dpsims_reference.checkpoints import (
     CheckpointStore,
     read_checkpoint,
+    reader as checkpoint_reader,
     writer as checkpoint_writer,
 )
 from dpsims_reference.checkpoints.disk import Disk
@@ -476,3 +480,164 @@ def test_bad_best_flag(tmp_path):
         pytest.raises(DTypeError, match="got dict, dict, int"),
     ):
         store.save(0, {}, {}, best=1)
+
+
+def test_the_best_one_is_found_without_the_lock(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        assert CheckpointStore.read_best(tmp_path) is None
+        for step, best in ((1, True), (2, False), (3, True), (4, False), (5, False), (6, False)):
+            store.save(step, simple(step), {"value": step}, best=best)
+        assert CheckpointStore.read_best(tmp_path).state == {"value": 3}
+        assert CheckpointStore.read_step(tmp_path, 3).state == {"value": 3}
+        assert store.steps() == [3, 5, 6]
+        with pytest.raises(CheckpointError) as caught:
+            CheckpointStore.read_step(tmp_path, 4)
+        assert_message(caught.value, "CheckpointStore.read_step", "[3, 5, 6]", "got 4")
+
+
+@given(
+    saves=st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=12),
+    keep=st.integers(2, 4),
+)
+def test_pruning_follows_its_rule_whatever_is_saved(tmp_path_factory, saves, keep):
+    folder = tmp_path_factory.mktemp("store")
+    held = {}
+    with CheckpointStore(folder, keep=keep) as store:
+        for number, (step, best) in enumerate(saves):
+            store.save(step, simple(number), {"value": number}, best=best)
+            held[step] = (number, best)
+            flagged = [s for s in sorted(held) if held[s][1]]
+            stays = {*sorted(held)[-keep:], *flagged[-1:], step}
+            held = {s: held[s] for s in stays}
+            assert store.steps() == sorted(held)
+            found = CheckpointStore.read_best(folder)
+            value = None if found is None else found.state["value"]
+            assert value == (held[flagged[-1]][0] if flagged else None)
+
+
+def test_a_damaged_best_one_is_passed_over_aloud(tmp_path):
+    with CheckpointStore(tmp_path, keep=4) as store:
+        for step in (1, 2, 3):
+            store.save(step, simple(step), {}, best=step < 3)
+        (tmp_path / "step-00000003" / "ema.safetensors").write_bytes(b"x")
+        assert CheckpointStore.read_best(tmp_path).step == 2, "a worse one's damage is no matter"
+        (tmp_path / "step-00000002" / "ema.safetensors").write_bytes(b"x")
+        with pytest.warns(RuntimeWarning, match="step-00000002/ema"):
+            assert CheckpointStore.read_best(tmp_path).step == 1
+        (tmp_path / "step-00000001" / "MANIFEST.json").write_bytes(b"x")
+        with (
+            pytest.warns(RuntimeWarning, match="passed over"),
+            pytest.raises(CorruptCheckpointError, match="sound best checkpoint"),
+        ):
+            CheckpointStore.read_best(tmp_path)
+
+
+def test_later_ones_are_discarded_only_above_a_sound_one(tmp_path):
+    with CheckpointStore(tmp_path, keep=9) as store:
+        for step in (1, 2, 3, 4):
+            store.save(step, simple(step), {}, best=step == 3)
+        (tmp_path / "step-00000001" / "ema.safetensors").write_bytes(b"x")
+        for step, kind in ((1, "a damaged one"), (7, "a missing one")):
+            with pytest.raises(CheckpointError) as caught:
+                store.discard_after(step)
+            assert_message(caught.value, "CheckpointStore.discard_after", f"got {step}, {kind}")
+        with pytest.raises(InputError, match="step must be at least 0"):
+            store.discard_after(-1)
+        assert store.steps() == [1, 2, 3, 4]
+        assert store.discard_after(2) == [4, 3]
+        assert store.steps() == [1, 2]
+        assert sorted(os.listdir(tmp_path)) == [".lock", "step-00000001", "step-00000002"]
+    with pytest.raises(CheckpointError, match="store must be open"):
+        store.discard_after(2)
+
+
+def test_a_disk_that_refuses_to_discard(tmp_path, monkeypatch):
+    class Stubborn(Disk):
+        def rename(self, source, target):
+            raise PermissionError(13, "Permission denied", f"{source} -> {target}")
+
+    with CheckpointStore(tmp_path) as store:
+        for step in (1, 2):
+            store.save(step, simple(step), {})
+        monkeypatch.setattr(store._writer, "_disk", Stubborn())
+        with pytest.raises(CheckpointError, match=r"discard_after: .* must be writable"):
+            store.discard_after(1)
+        assert store.latest().step == 2
+
+
+@pytest.mark.parametrize("name", ["read_latest", "read_best"])
+def test_a_checkpoint_that_moves_while_it_is_read_is_looked_for_again(tmp_path, monkeypatch, name):
+    plain = checkpoint_reader.read_file
+    moves = []
+
+    def read_file(owner, path, **limits):
+        # the writer replaces the checkpoint between its manifest and its tensors
+        if path.name == "ema.safetensors" and len(moves) < 2:
+            moves.append(path)
+            store.save(1, simple(len(moves)), {"value": len(moves)}, best=True)
+        return plain(owner, path, **limits)
+
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, simple(0), {"value": 0}, best=True)
+        monkeypatch.setattr(checkpoint_reader, "read_file", read_file)
+        found = getattr(CheckpointStore, name)(tmp_path)
+    assert found.state == {"value": 2}
+    assert_same_groups(found.tensors, simple(2))
+
+
+def test_a_checkpoint_that_never_stays_is_an_error(tmp_path, monkeypatch):
+    def gone(owner, path, step):
+        path.rename(path.with_name(f"step-{step + 1:08d}"))
+        msg = "gone"
+        raise CheckpointError(msg)
+
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, simple(), {})
+    monkeypatch.setattr(checkpoint_reader, "read_manifest", gone)
+    with pytest.raises(CorruptCheckpointError, match="one that stays while it is read"):
+        CheckpointStore.read_best(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint_writer.fcntl, "flock", refuse)
+    with pytest.raises(CheckpointError, match="CheckpointStore: folder must be a writable folder"):
+        CheckpointStore(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["folder", "parent"])
+def test_a_folder_on_another_file_system(tmp_path, which):
+    # every rename stays inside the folder, so it may lie anywhere
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared) as elsewhere:
+        link = tmp_path / "run"
+        link.symlink_to(elsewhere, target_is_directory=True)
+        folder = link if which == "folder" else link / "checkpoints"
+        with CheckpointStore(folder) as store:
+            for step in range(4):
+                store.save(step, simple(step), {}, best=step == 1)
+            assert store.steps() == [1, 2, 3]
+        assert CheckpointStore.read_best(folder).step == 1
+
+
+def test_a_read_only_folder_is_refused_and_can_be_read(tmp_path, monkeypatch):
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, simple(), {})
+    plain = os.open
+
+    def read_only(path, flags, *rest):
+        # root may write anywhere, so rights alone would not show it
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+        return plain(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointStore(tmp_path)
+    assert_message(caught.value, "writable folder", str(tmp_path), "Read-only file system")
+    assert CheckpointStore.read_latest(tmp_path).step == 1

@@ -13,7 +13,7 @@ from dpsims_reference.batches import Draw, _DrawOrder, train_batches
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.logs import read_log
-from dpsims_reference.resuming import differences
+from dpsims_reference.resume import differences
 from dpsims_reference.sampling import load_generator
 from dpsims_reference.trainer import Trainer
 
@@ -102,24 +102,6 @@ def test_the_backbone_is_not_in_the_checkpoint(whole):
     allowed = ("running_mean", "running_var", "num_batches_tracked", "_extra_state")
     assert backbone
     assert all(name.endswith(allowed) for name in backbone)
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(dataset, tmp_path, capsys, monkeypatch):
-    trainer = Trainer(unit_config(steps=4), dataset, tmp_path)
-    update = trainer.update
-
-    def interrupted(batch, step):
-        if step == 1:
-            raise KeyboardInterrupt
-        return update(batch, step)
-
-    trainer.update = interrupted
-    trainer.update.generator_optimizer = update.generator_optimizer
-    trainer.update.discriminator_optimizer = update.discriminator_optimizer
-    assert trainer.run(**_QUIET) is False
-    trainer.store.close()
-    assert CheckpointStore.read_latest(tmp_path / "checkpoints").step == 1
-    assert f"--resume {tmp_path}" in capsys.readouterr().out
 
 
 def test_time_limit_stops_and_saves(dataset, tmp_path):

@@ -37,6 +37,7 @@ from dpsims_reference.checkpoints.strict_json import encode_json
 from dpsims_reference.checkpoints.writer import FolderWriter
 
 _SAVE, _LOAD = "CheckpointStore.save", "CheckpointStore.load"
+_DISCARD = "CheckpointStore.discard_after"
 
 
 class CheckpointStore:
@@ -135,6 +136,27 @@ class CheckpointStore:
         """As :meth:`latest`, for a folder that another process may have open."""
         return read_newest("CheckpointStore.read_latest", Path(folder))
 
+    @staticmethod
+    def read_best(folder: str | Path) -> Checkpoint | None:
+        """The newest sound checkpoint that was saved with ``best=True``, or ``None``.
+
+        Every damaged one above it is named in a ``RuntimeWarning``. Needs no lock.
+
+        Raises:
+            CorruptCheckpointError: No best one is sound, and some checkpoints are damaged.
+            IncompatibleCheckpointError: One above it was written by a newer version.
+        """
+        return read_newest("CheckpointStore.read_best", Path(folder), best=True)
+
+    @staticmethod
+    def read_step(folder: str | Path, step: int) -> Checkpoint:
+        """The checkpoint of one step, in a folder that another process may have open.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged, unsafe or too new.
+        """
+        return _read_step("CheckpointStore.read_step", Path(folder), step)
+
     def load(self, which: int | str | Path) -> Checkpoint:
         """Read one checkpoint.
 
@@ -147,16 +169,27 @@ class CheckpointStore:
         """
         if not isinstance(which, int):
             return read_checkpoint(which, owner=_LOAD)
-        check_int(_LOAD, "step", which, minimum=0)
-        found = dict(candidates(_LOAD, self.folder))
-        if which not in found:
-            msg = f"{_LOAD}: step must be one of {sorted(found)[-10:]}; got {which}"
-            raise CheckpointError(msg)
-        return read_checkpoint(found[which], step=which, owner=_LOAD)
+        return _read_step(_LOAD, self.folder, which)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints in the folder, damaged ones included, oldest first."""
         return [step for step, _ in reversed(candidates("CheckpointStore.steps", self.folder))]
+
+    def discard_after(self, step: int) -> list[int]:
+        """Remove every checkpoint above ``step``, best ones too, to go on from ``step``.
+
+        Args:
+            step: The step of a sound checkpoint; it stays, and so do those below it.
+
+        Returns:
+            The steps that were removed, newest first.
+
+        Raises:
+            CheckpointError: The checkpoint of ``step`` is missing or damaged (nothing has been
+                removed), or the disk refuses.
+        """
+        check_int(_DISCARD, "step", step, minimum=0)
+        return self._writer.discard_after(step)
 
     def close(self) -> None:
         """Give the folder free; reading goes on to work."""
@@ -172,3 +205,12 @@ class CheckpointStore:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _read_step(owner: str, folder: Path, step: int) -> Checkpoint:
+    check_int(owner, "step", step, minimum=0)
+    found = dict(candidates(owner, folder))
+    if step not in found:
+        msg = f"{owner}: step must be one of {sorted(found)[-10:]}; got {step}"
+        raise CheckpointError(msg)
+    return read_checkpoint(found[step], step=step, owner=owner)

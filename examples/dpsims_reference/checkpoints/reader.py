@@ -27,6 +27,8 @@ from dpsims_reference.checkpoints.tensors import decode_tensors
 SUFFIX = ".safetensors"
 # what a save of the same step moves aside; it counts while its successor is missing
 REPLACED = ".old-"
+# how often a folder is listed again because its writer has just changed it
+_LISTINGS = 20
 _NAME = re.compile(r"step-([0-9]{8,18})")
 
 
@@ -134,23 +136,51 @@ def read_checkpoint(
     return Checkpoint(manifest.step, tensors, state, path)
 
 
-def read_newest(owner: str, folder: Path) -> Checkpoint | None:
+def read_newest(owner: str, folder: Path, *, best: bool = False) -> Checkpoint | None:
     """The sound checkpoint of the highest step; warns of every damaged one above it.
 
+    A checkpoint that its writer removes or replaces in the meantime is no damage: the folder is
+    listed again.
+
+    Args:
+        owner: The public callable that speaks.
+        folder: Where the checkpoints are.
+        best: Whether only those count that were saved as the best so far.
+
     Raises:
-        CorruptCheckpointError: There are checkpoints, and all are damaged.
+        CorruptCheckpointError: None is sound, and some are damaged.
         IncompatibleCheckpointError: The newest sound one has a newer format.
         CheckpointError: The system cannot read the folder.
     """
-    damaged = []
-    for step, path in candidates(owner, folder):
-        try:
-            return read_checkpoint(path, step=step, owner=owner)
-        except (CorruptCheckpointError, UnsafeCheckpointError) as error:
-            damaged.append(path.name)
-            text = f"{owner}: passed over a damaged checkpoint: {error}"
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
-    if damaged:
-        msg = f"{owner}: {folder} must hold a sound checkpoint; got damaged ones: {damaged[:10]}"
+    for _ in range(_LISTINGS):
+        damaged: list[str] = []
+        moved = False
+        for step, path in candidates(owner, folder):
+            before = _identity(path)
+            try:
+                if not best or read_manifest(owner, path, step).best:
+                    return read_checkpoint(path, step=step, owner=owner)
+            except CheckpointError as error:
+                moved = before is None or _identity(path) != before
+                if moved:
+                    break
+                if not isinstance(error, CorruptCheckpointError | UnsafeCheckpointError):
+                    raise
+                damaged.append(path.name)
+                text = f"{owner}: passed over a damaged checkpoint: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
+        if not moved:
+            break
+    if damaged or moved:
+        kind = "best checkpoint" if best else "checkpoint"
+        what = "one that stays while it is read" if moved else f"damaged ones: {damaged[:10]}"
+        msg = f"{owner}: {folder} must hold a sound {kind}; got {what}"
         raise CorruptCheckpointError(msg)
     return None
+
+
+def _identity(path: Path) -> int | None:
+    try:
+        return path.lstat().st_ino
+    except FileNotFoundError:
+        return None

@@ -7,7 +7,7 @@ import fcntl
 import os
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -40,15 +40,7 @@ _OWNER = "CheckpointStore.save"
 
 
 class FolderWriter:
-    """Sole right to write one folder of checkpoints.
-
-    Args:
-        folder: Made if missing, with its parents.
-        keep: How many sound checkpoints pruning leaves.
-
-    Raises:
-        CheckpointError: The folder cannot be written, or another process has the right.
-    """
+    """Sole right to write one folder; arguments and errors as of ``CheckpointStore``."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -103,25 +95,26 @@ class FolderWriter:
         Raises:
             CheckpointError: The disk refuses; nothing has changed.
         """
-        if not self.release.alive or os.getpid() != self._process:
-            msg = f"{_OWNER}: store must be open, in the process that opened it; got {self.folder}"
-            raise CheckpointError(msg)
+        self._check_right(_OWNER)
         target = self.folder / folder_name(step)
         if os.path.lexists(target):
             check_folder(_OWNER, target)
         temporary = self._temporary()
         try:
-            manifest = self._fill(temporary, step, tensors, state, best=best)
-            self._publish(temporary, target)
-            self._sound[target] = _signature(target, manifest)
-        except BaseException as error:
+            with _named_refusal(_OWNER, target):
+                manifest = self._fill(temporary, step, tensors, state, best=best)
+                self._publish(temporary, target)
+                self._sound[target] = _signature(target, manifest)
+        except BaseException:
             with contextlib.suppress(OSError):
                 self._tidy()
-            if isinstance(error, OSError):
-                msg = f"{_OWNER}: {target} must be writable; got {error.strerror or error}"
-                raise CheckpointError(msg) from error
             raise
         return target
+
+    def _check_right(self, owner: str) -> None:
+        if not self.release.alive or os.getpid() != self._process:
+            msg = f"{owner}: store must be open, in the process that opened it; got {self.folder}"
+            raise CheckpointError(msg)
 
     def _temporary(self) -> Path:
         return self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
@@ -179,7 +172,7 @@ class FolderWriter:
         Raises:
             CheckpointError: A checkpoint can be neither read nor removed.
         """
-        try:
+        with _named_refusal(_OWNER, self.folder):
             self._tidy()
             sound, has_best = 0, False
             for step, path in candidates(_OWNER, self.folder):
@@ -197,9 +190,23 @@ class FolderWriter:
                 sound += manifest is not None
                 if enough and not newest_best and step != saved:
                     self._discard(path)
-        except OSError as error:
-            msg = f"{_OWNER}: {self.folder} must be writable; got {error.strerror or error}"
-            raise CheckpointError(msg) from error
+
+    def discard_after(self, step: int) -> list[int]:
+        """Remove the checkpoints above ``step``, newest first; that of ``step`` must be sound."""
+        owner = "CheckpointStore.discard_after"
+        self._check_right(owner)
+        found = candidates(owner, self.folder)
+        path = dict(found).get(step)
+        if path is None or self._verify(path, step) is None:
+            kind = "a missing" if path is None else "a damaged"
+            msg = f"{owner}: step must be that of a sound checkpoint; got {step}, {kind} one"
+            raise CheckpointError(msg)
+        above = {number: entry for number, entry in found if number > step}
+        with _named_refusal(owner, self.folder):
+            for entry in above.values():
+                self._discard(entry)
+            self._disk.sync_folder(self.folder)
+        return list(above)
 
     def _discard(self, path: Path) -> None:
         # renamed first: half a checkpoint must not look like a damaged one
@@ -224,6 +231,15 @@ class FolderWriter:
         except (CorruptCheckpointError, UnsafeCheckpointError, FileNotFoundError):
             return None
         return manifest
+
+
+@contextlib.contextmanager
+def _named_refusal(owner: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        msg = f"{owner}: {path} must be writable; got {error.strerror or error}"
+        raise CheckpointError(msg) from error
 
 
 def _signature(path: Path, manifest: Manifest) -> tuple[tuple[int, int, int], ...]:
