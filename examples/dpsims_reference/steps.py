@@ -11,8 +11,7 @@ from torch import Tensor
 from dpsims.errors import NonFiniteError
 from dpsims_reference.batches import Batch
 from dpsims_reference.config import Config, OptimConfig
-from dpsims_reference.discriminator import Discriminator
-from dpsims_reference.generator import Generator, GeneratorOutput
+from dpsims_reference.networks import GeneratorOutput, ImageGenerator, PixelDiscriminator
 from dpsims_reference.objective import NoisePair, Objective
 from dpsims_reference.randomness import derive_generator
 
@@ -48,8 +47,8 @@ class TrainingStep:
 
     def __init__(
         self,
-        generator: Generator,
-        discriminator: Discriminator,
+        generator: ImageGenerator,
+        discriminator: PixelDiscriminator,
         objective: Objective,
         config: Config,
     ) -> None:

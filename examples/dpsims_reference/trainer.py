@@ -25,8 +25,9 @@ from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
-from dpsims_reference.generator import Generator, build_generator
+from dpsims_reference.generator import build_generator
 from dpsims_reference.logs import ProgressBar, RunLog
+from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.objective import Objective
 from dpsims_reference.randomness import derive_generator, derive_seed
 from dpsims_reference.recalibration import recalibrate_batch_norm_
@@ -127,7 +128,7 @@ class Trainer:
         self.save()
         return self.step >= last
 
-    def averaged_generator(self) -> Generator:
+    def averaged_generator(self) -> ImageGenerator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""
         model = self.ema.model
         batches = itertools.islice(
@@ -138,7 +139,7 @@ class Trainer:
         recalibrate_batch_norm_(model, batches, lambda batch: self._generate(model, batch, rng))
         return model
 
-    def _generate(self, model: Generator, batch: Batch, rng: torch.Generator) -> Tensor:
+    def _generate(self, model: ImageGenerator, batch: Batch, rng: torch.Generator) -> Tensor:
         batch = batch.to(self.device)
         latents = model.sample_latents(len(batch.labels), generator=rng)
         noise = model.sample_noise(len(batch.labels), batch.labels.shape[-2:], generator=rng)
@@ -198,7 +199,7 @@ class Trainer:
                 "config": to_dict(self.config),
                 "spec": self.dataset.spec.to_dict(),
                 "data": self.dataset.fingerprint(),
-                "backbone": self.discriminator.backbone.identity,
+                "backbone": self.discriminator.identity,
                 "diversity_hinge": self.objective.diversity_hinge,
                 "optimizer_generator": state_g,
                 "optimizer_discriminator": state_d,
@@ -222,7 +223,7 @@ class Trainer:
         present = {
             "config": to_dict(self.config),
             "data": self.dataset.fingerprint(),
-            "backbone": self.discriminator.backbone.identity,
+            "backbone": self.discriminator.identity,
         }
         differing = sorted(set(differences(state, present)) - set(allow) - _ALWAYS_FREE)
         if differing:

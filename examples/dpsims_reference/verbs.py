@@ -18,6 +18,7 @@ from dpsims_reference.data.pseudo_labels import pseudo_label_folder
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.demo import run_demo
 from dpsims_reference.evaluation import evaluate, format_figures
+from dpsims_reference.experiments import describe, experiment, format_experiments
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
 from dpsims_reference.sampling import load_generator, sample_to_folder
@@ -33,8 +34,9 @@ def pick_device(device: str) -> str:
 
 def train(options: cli.Train) -> None:
     """Train, or continue."""
-    config, folder, checkpoint = options.config, options.out, None
-    config = replace(config, data=cli.data_config(config, options.data))
+    config, folder, checkpoint = cli.train_config(options), options.out, None
+    if options.experiment is not None:
+        print(describe(experiment(options.experiment), options.size))
     if options.resume is not None:
         folder = options.resume
         checkpoint = CheckpointStore.read_latest(folder / "checkpoints")
@@ -69,6 +71,11 @@ def _changed(saved: Config, given: Config, allow: tuple[str, ...]) -> Config:
         else:
             saved = replace(saved, **{last: value})
     return saved
+
+
+def list_experiments(options: cli.Experiments) -> None:
+    """Print the rows of the paper's tables."""
+    print(format_experiments(options.table))
 
 
 def sample(options: cli.Sample) -> None:
@@ -121,6 +128,7 @@ RUNNERS: dict[type, Callable[[Any], None]] = {
     cli.Train: train,
     cli.Sample: sample,
     cli.Evaluate: run_evaluation,
+    cli.Experiments: list_experiments,
     cli.PseudoLabels: pseudo_labels,
     cli.CheckData: check_data,
     cli.Demo: demo,
