@@ -39,7 +39,7 @@ TABLE6 = (
     ),
     Experiment(
         name="table6/no_cross_attention",
-        change="z beside the label map instead of cross-attention",
+        change="noise beside the label map instead of cross-attention",
         dataset="ade20k",
         published={"FID": 23.6, "mIoU_MF": 64.5},
         overrides={"generator": {"injection": "concatenation"}},

@@ -80,7 +80,7 @@ class Experiment:
 
     def numbers(self) -> str:
         """The published numbers in one line."""
-        return ", ".join(f"{metric} {value:g}" for metric, value in self.published.items())
+        return ", ".join(f"{metric} {value}" for metric, value in self.published.items())
 
 
 def changed(config: Config, overrides: Overrides) -> Config:
