@@ -5,10 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
-import dpsims  # noqa: E402 - found through the path above
+# found through the path above
+import dpsims  # noqa: E402
+from dpsims_reference.experiments import tables  # noqa: E402
+from dpsims_reference.experiments.experiment import Experiment  # noqa: E402
 
 project = "dpsims"
 author = "The dpsims developers"
@@ -58,3 +65,38 @@ nitpick_ignore_regex = [
         r"(ModuleNotFoundError|IndexError|OSError|KeyError|object|int|float|str|bool|tuple|list|dict)",
     ),
 ]
+
+
+def experiment_tables() -> str:
+    """Every experiment in reStructuredText: one section and one table for each of the paper's."""
+    lines: list[str] = []
+    for table, rows in tables().items():
+        title = f"Table {table.removeprefix('table')}"
+        lines += [title, "-" * len(title), ""]
+        lines += [".. list-table::", "   :header-rows: 1", "   :widths: 24 30 22 14 10", ""]
+        cells = [["experiment", "what changes", "settings", "the paper's numbers", "ours"]]
+        cells += [_experiment_cells(row) for row in rows]
+        for first, *others in cells:
+            lines += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _experiment_cells(row: Experiment) -> list[str]:
+    remarks = [f"{row.change[0].upper()}{row.change[1:]}, on ``{row.dataset}``.", row.note]
+    remarks.append(f"At tiny size: {row.stand_in}." if row.stand_in else "")
+    settings = ", ".join(f"``{setting}``" for setting in row.settings()) or "none"
+    what = " ".join(remark for remark in remarks if remark)
+    return [f"``{row.name}``", what, settings, row.numbers(), "not reproduced"]
+
+
+class ExperimentTables(SphinxDirective):
+    """``.. experiment-tables::`` puts the tables of the code into the page."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(experiment_tables(), allow_section_headings=True)
+
+
+def setup(app: Sphinx) -> None:
+    """Add the project's own directive."""
+    app.add_directive("experiment-tables", ExperimentTables)

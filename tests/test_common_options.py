@@ -154,6 +154,7 @@ OPTIONS = (
             "extra_channels": INT_FROM_0,
             "norm": CHOICE,
             "self_attention": BOOL,
+            "cross_attention": BOOL,
             **ATTENTION,
             **IGNORE,
         },

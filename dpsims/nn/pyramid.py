@@ -33,11 +33,14 @@ class LabelMapPyramid(nn.Module):
         attn_dim: Width of queries, keys and values. ``None`` means ``channels // 2``.
         self_attention: Whether coarse levels attend over their own map. Without it the activation
             behind it is left out too.
+        cross_attention: Whether coarse levels blend in noise tokens. Without it the norm and the
+            activation behind it are left out too, and the pyramid takes no tokens.
         impl: Attention implementation, as in :func:`dpsims.ops.attention.attention`.
 
     Shape:
         - labels ``(B, H, W)`` or a soft map ``(B, K, H, W)``, with ``H`` and ``W`` divisible by
-          ``2 ** (num_levels - 1)``; tokens ``(B, T, D)``; extra ``(B, E, H, W)``
+          ``2 ** (num_levels - 1)``; tokens ``(B, T, D)``, ``None`` without cross-attention; extra
+          ``(B, E, H, W)``
         - output: a list of maps ``(B, C, H / 2^i, W / 2^i)``, fine to coarse
 
     Raises:
@@ -53,8 +56,8 @@ class LabelMapPyramid(nn.Module):
 
     Source:
         Berrada et al., CVPR 2024, Sec. 3.2, Fig. 3, Sec. A.1, Table S2 ("Pyramid block", "Conv
-        block"). Theirs -> ours: t -> labels, w -> tokens, h_i -> output[i - 1], L -> num_levels.
-        Table S2's order holds where Sec. 3.2 differs.
+        block"); Table 6 leaves out either attention. Theirs -> ours: t -> labels, w -> tokens,
+        h_i -> output[i - 1], L -> num_levels. Table S2's order holds where Sec. 3.2 differs.
 
     Example:
         >>> import torch
@@ -78,6 +81,7 @@ class LabelMapPyramid(nn.Module):
         norm: str = "batch",
         attn_dim: int | None = None,
         self_attention: bool = True,
+        cross_attention: bool = True,
         impl: str = "auto",
     ) -> None:
         super().__init__()
@@ -87,7 +91,8 @@ class LabelMapPyramid(nn.Module):
             check_int(owner, name, size)
         check_int(owner, "attention_size", attention_size, minimum=0)
         check_bool(owner, "self_attention", self_attention)
-        self.token_dim = token_dim
+        check_bool(owner, "cross_attention", cross_attention)
+        self.token_dim, self.cross_attention = token_dim, cross_attention
         self.step = 2 ** (num_levels - 1)
         if image_size % self.step:
             msg = f"{owner}: image_size must be divisible by {self.step}; got {image_size}"
@@ -107,7 +112,14 @@ class LabelMapPyramid(nn.Module):
             if level:
                 self.convs.append(nn.Conv2d(channels, channels, 3, 2, padding=1, bias=bias))
             self.blocks.append(
-                _AttentionBlock(channels, token_dim, norm, attn_dim, self_attention, impl)
+                _AttentionBlock(
+                    channels,
+                    token_dim if cross_attention else None,
+                    norm,
+                    attn_dim,
+                    self_attention,
+                    impl,
+                )
                 if image_size // 2**level <= attention_size
                 else _ConvBlock(channels, norm)
             )
@@ -115,7 +127,7 @@ class LabelMapPyramid(nn.Module):
     def forward(
         self,
         labels: Integer[Tensor, "B H W"] | Float[Tensor, "B K H W"],
-        tokens: Float[Tensor, "B T D"],
+        tokens: Float[Tensor, "B T D"] | None,
         extra: Float[Tensor, "B E H W"] | None = None,
     ) -> list[Float[Tensor, "B C _ _"]]:
         """Return the conditioning maps, fine to coarse."""
@@ -128,10 +140,15 @@ class LabelMapPyramid(nn.Module):
             levels.append(block(conv(levels[-1]), tokens))
         return levels
 
-    def _check(self, labels: Tensor, tokens: Tensor) -> None:
+    def _check(self, labels: Tensor, tokens: Tensor | None) -> None:
         owner = "LabelMapPyramid"
         batch, height, width = labels.shape[0], labels.shape[-2], labels.shape[-1]
-        check_tensor(owner, "tokens", tokens, "B T D", like=labels, B=batch, D=self.token_dim)
+        if self.cross_attention:
+            check_tensor(owner, "tokens", tokens, "B T D", like=labels, B=batch, D=self.token_dim)
+        elif tokens is not None:
+            found = type(tokens).__name__
+            msg = f"{owner}: tokens must be None without cross_attention; got {found}"
+            raise InputError(msg)
         if height % self.step or width % self.step:
             low = [max(1, size // self.step) * self.step for size in (height, width)]
             high = [-(-size // self.step) * self.step for size in (height, width)]
@@ -151,7 +168,7 @@ class _ConvBlock(nn.Module):
         self.activation = nn.GELU()
         self.project = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:  # noqa: ARG002
         hidden = self.activation(self.norm(hidden))
         return self.project(hidden)
 
@@ -162,7 +179,7 @@ class _AttentionBlock(nn.Module):
     def __init__(
         self,
         channels: int,
-        token_dim: int,
+        token_dim: int | None,
         norm: str,
         attn_dim: int | None,
         self_attention: bool,
@@ -175,20 +192,23 @@ class _AttentionBlock(nn.Module):
 
         self.norm = make()
         self.activation = nn.GELU()
-        self.inject = CrossAttentionNoiseInjector(
-            channels, token_dim, attn_dim=attn_dim, impl=impl
-        )
-        self.inject_norm = make()
+        self.inject: nn.Module | None = None
+        self.inject_norm: nn.Module | None = None
+        if token_dim is not None:
+            self.inject = CrossAttentionNoiseInjector(
+                channels, token_dim, attn_dim=attn_dim, impl=impl
+            )
+            self.inject_norm = make()
         self.attend = (
             SelfAttention2d(channels, attn_dim=attn_dim, impl=impl) if self_attention else None
         )
         self.attend_norm = make()
         self.project = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
         hidden = self.activation(self.norm(hidden))
-        hidden = self.inject(hidden, tokens)
-        hidden = self.activation(self.inject_norm(hidden))
+        if self.inject is not None and self.inject_norm is not None:
+            hidden = self.activation(self.inject_norm(self.inject(hidden, tokens)))
         if self.attend is not None:
             hidden = self.activation(self.attend(hidden))
         return self.project(self.attend_norm(hidden))

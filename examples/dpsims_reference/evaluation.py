@@ -22,7 +22,7 @@ from dpsims_reference.config import Config
 from dpsims_reference.data.labeller import PseudoLabeller
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.datasets import Split, build_splits
-from dpsims_reference.generator import Generator
+from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.randomness import derive_generator
 from dpsims_reference.sampling import TrainedGenerator
 
@@ -121,7 +121,7 @@ class Evaluator:
         return {"miou": float(found.miou), "pixel_accuracy": float(found.pixel_accuracy)}
 
     @torch.no_grad()
-    def measure(self, generator: Generator, *, with_lpips: bool = False) -> dict[str, Any]:
+    def measure(self, generator: ImageGenerator, *, with_lpips: bool = False) -> dict[str, Any]:
         """The figures of ``generator`` in evaluation mode, by split."""
         figures: dict[str, Any] = {"features": FEATURES}
         for split, reference in self.references.items():
@@ -141,7 +141,7 @@ class Evaluator:
                 figures[split]["lpips"] = float(pairwise_diversity(pair, lpips_distance()).mean())
         return figures
 
-    def _images(self, generator: Generator, batch: Batch, split: str, which: int) -> Tensor:
+    def _images(self, generator: ImageGenerator, batch: Batch, split: str, which: int) -> Tensor:
         """Images of every map; per-pixel noise, if any, is the same for each ``which``."""
         rng = derive_generator(self.config.seed, f"evaluation-latents-{split}", which)
         latents = generator.sample_latents(len(batch.labels), generator=rng)

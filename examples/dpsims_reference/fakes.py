@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpsims_reference.batches import Batch
 from dpsims_reference.config import Config
-from dpsims_reference.generator import Generator, GeneratorOutput
+from dpsims_reference.networks import GeneratorOutput, ImageGenerator
 from dpsims_reference.objective import NoisePair
 from dpsims_reference.parallel import Shard
 from dpsims_reference.randomness import derive_generator
@@ -35,7 +35,7 @@ class FakeSource:
     """
 
     def __init__(
-        self, generator: Generator, generate: Callable[..., GeneratorOutput], config: Config
+        self, generator: ImageGenerator, generate: Callable[..., GeneratorOutput], config: Config
     ) -> None:
         self.generator, self.generate, self.config = generator, generate, config
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +16,17 @@ from dpsims.nn import (
     NoiseMapper,
     SPADEResBlock,
     spectral_normalize_,
+    sphere_normalize,
 )
 from dpsims.nn.labels import resize_labels
 from dpsims_reference.config import Config
+from dpsims_reference.networks import GeneratorOutput, ImageGenerator
+from dpsims_reference.oasis import OasisGenerator
 
 LEAKY_SLOPE = 0.2
 
 
-class GeneratorOutput(NamedTuple):
-    """Images and the feature map they are made from (G^f of Eq. 6)."""
-
-    images: Float[Tensor, "B 3 H W"]
-    features: Float[Tensor, "B C H W"]
-
-
-class Generator(nn.Module):
+class Generator(ImageGenerator):
     r"""Synthesise images from label maps and latents.
 
     A label pyramid, into which the noise is injected, modulates an image branch of SPADE residual
@@ -53,6 +48,8 @@ class Generator(nn.Module):
         spade_kernel: Kernel size of SPADE's convolutions.
         norm: Normalisation inside SPADE and the pyramid.
         self_attention: Whether attention levels also attend over themselves.
+        injection: How the latent enters: as tokens through cross-attention, or spread over the
+            label map and joined to it.
         spatial_noise: Channels of standard normal noise per pixel beside the label map.
         spectral_norm: Spectral normalisation of every convolution and linear layer.
 
@@ -83,15 +80,20 @@ class Generator(nn.Module):
         spade_kernel: int = 3,
         norm: str = "batch",
         self_attention: bool = True,
+        injection: Literal["cross_attention", "concatenation"] = "cross_attention",
         spatial_noise: int = 0,
         spectral_norm: bool = True,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.spatial_noise = spatial_noise
-        self.mapper = NoiseMapper(
-            latent_dim, token_dim, num_tokens=num_tokens, radius=latent_radius
-        )
+        self.latent_radius = latent_radius
+        self.mapper: NoiseMapper | None = None
+        if injection == "cross_attention":
+            self.mapper = NoiseMapper(
+                latent_dim, token_dim, num_tokens=num_tokens, radius=latent_radius
+            )
+        spread = 0 if self.mapper is not None else latent_dim
         self.pyramid = LabelMapPyramid(
             num_classes,
             channels=pyramid_channels,
@@ -99,9 +101,10 @@ class Generator(nn.Module):
             num_levels=len(channels) - 1,
             image_size=image_size[0],
             attention_size=attention_size,
-            extra_channels=extra_channels + spatial_noise,
+            extra_channels=extra_channels + spatial_noise + spread,
             norm=norm,
             self_attention=self_attention,
+            cross_attention=self.mapper is not None,
         )
         self.stem = LabelConv2d(num_classes, channels[0], extra_channels=extra_channels)
         self.blocks = nn.ModuleList(
@@ -127,8 +130,11 @@ class Generator(nn.Module):
         noise: Float[Tensor, "B S H W"] | None = None,
     ) -> GeneratorOutput:
         """Images, and the features before the last convolution; see the class."""
-        tokens = self.mapper(latents)
         beside = [maps for maps in (extra, noise) if maps is not None]
+        tokens = None if self.mapper is None else self.mapper(latents)
+        if self.mapper is None:
+            latents = sphere_normalize(latents, radius=self.latent_radius)
+            beside.append(latents[:, :, None, None].expand(-1, -1, *labels.shape[1:]))
         levels = self.pyramid(labels, tokens, torch.cat(beside, 1) if beside else None)
         coarsest = levels[-1]
         size = coarsest.shape[-2:]
@@ -147,32 +153,21 @@ class Generator(nn.Module):
         features = F.leaky_relu(features, LEAKY_SLOPE)
         return GeneratorOutput(self.to_rgb(features), features)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        # not the weight's: in training, looking at it takes a step of its spectral norm
-        assert self.to_rgb.bias is not None
-        return self.to_rgb.bias.device
 
-    def sample_latents(self, count: int, *, generator: torch.Generator) -> Float[Tensor, "B Z"]:
-        """``count`` standard normal latents from ``generator``, on the model's device."""
-        drawn = torch.randn(count, self.latent_dim, generator=generator, device=generator.device)
-        return drawn.to(self.device)
-
-    def sample_noise(
-        self, count: int, size: Sequence[int], *, generator: torch.Generator
-    ) -> Float[Tensor, "B S H W"] | None:
-        """Per-pixel noise for ``count`` maps of ``size``; ``None`` if the model takes none."""
-        if not self.spatial_noise:
-            return None
-        shape = (count, self.spatial_noise, *size)
-        drawn = torch.randn(shape, generator=generator, device=generator.device)
-        return drawn.to(self.device)
-
-
-def build_generator(config: Config) -> Generator:
+def build_generator(config: Config) -> ImageGenerator:
     """The generator of a configuration."""
     part = config.generator
+    if part.architecture == "oasis":
+        return OasisGenerator(
+            config.data.num_classes,
+            extra_channels=2 if config.data.instances else 0,
+            channels=part.channels,
+            latent_dim=part.latent_dim,
+            spade_hidden=part.spade_hidden,
+            spade_kernel=part.spade_kernel,
+            norm=part.norm,
+            spectral_norm=part.spectral_norm,
+        )
     return Generator(
         config.data.num_classes,
         image_size=config.data.image_size,
@@ -188,6 +183,7 @@ def build_generator(config: Config) -> Generator:
         spade_kernel=part.spade_kernel,
         norm=part.norm,
         self_attention=part.self_attention,
+        injection=part.injection,
         spatial_noise=part.spatial_noise,
         spectral_norm=part.spectral_norm,
     )

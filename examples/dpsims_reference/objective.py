@@ -19,12 +19,10 @@ from dpsims.losses import (
 )
 from dpsims.nn import ConditionedBackbone
 from dpsims_reference.config import Config
-from dpsims_reference.discriminator import Discriminator
-from dpsims_reference.generator import GeneratorOutput
+from dpsims_reference.networks import GeneratorOutput, PixelDiscriminator
 from dpsims_reference.parallel import Shard
 
-# three of VGG19's maps, at 1/4, 1/8 and 1/16 (Sec. 3.3)
-_PERCEPTUAL_LEVELS = (2, 3, 4)
+# 1/4, 1/8 and 1/16 (Sec. 3.3)
 _CONTRASTIVE_SCALES = 3
 _WHOLE = Shard()
 
@@ -59,7 +57,7 @@ class Objective(nn.Module):
         Berrada et al., CVPR 2024, Eqs. (3)-(7), Sec. 4.1, Table S2.
     """
 
-    def __init__(self, config: Config, discriminator: Discriminator) -> None:
+    def __init__(self, config: Config, discriminator: PixelDiscriminator) -> None:
         super().__init__()
         part = config.objective
         self.config = part
@@ -85,13 +83,21 @@ class Objective(nn.Module):
         self.diversity_hinge = part.diversity_threshold
 
     def _contrastive_network(
-        self, discriminator: Discriminator
+        self, discriminator: PixelDiscriminator
     ) -> tuple[ConditionedBackbone | None, tuple[int, ...]]:
         if self.config.contrastive_features == "discriminator":
-            return None, tuple(discriminator.backbone.channels[:_CONTRASTIVE_SCALES])
+            channels = discriminator.frozen_channels[:_CONTRASTIVE_SCALES]
+            if not channels:
+                msg = (
+                    "Objective: contrastive_features must name a perceptual network beside a "
+                    "discriminator without a frozen backbone; got 'discriminator'"
+                )
+                raise InputError(msg)
+            return None, channels
         network = ConditionedBackbone(
             self.config.contrastive_features,
-            out_indices=_PERCEPTUAL_LEVELS,
+            out_indices=self.config.contrastive_levels,
+            weights=self.config.contrastive_weights,
             nonlinearity="identity",
             norm="none",
         )

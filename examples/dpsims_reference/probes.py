@@ -12,7 +12,7 @@ from dpsims_reference.batches import Batch, train_batches, view_batches
 from dpsims_reference.config import Config
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.figures import captioned_grid, label_pictures, to_uint8
-from dpsims_reference.generator import Generator, GeneratorOutput
+from dpsims_reference.networks import GeneratorOutput, ImageGenerator
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import Parallel, Shard
 from dpsims_reference.randomness import derive_generator
@@ -36,7 +36,7 @@ def scan_labels(dataset: ImageDataset, config: Config, parallel: Parallel) -> No
 @torch.no_grad()
 def calibrate_(
     objective: Objective,
-    generator: Generator,
+    generator: ImageGenerator,
     dataset: ImageDataset,
     config: Config,
     parallel: Parallel,
@@ -53,7 +53,7 @@ def calibrate_(
 
 
 def recalibrate_(
-    model: Generator, dataset: ImageDataset, config: Config, parallel: Parallel
+    model: ImageGenerator, dataset: ImageDataset, config: Config, parallel: Parallel
 ) -> None:
     """Measure the batch-norm statistics of an averaged generator on training maps."""
     rng = derive_generator(config.seed, "recalibration")
@@ -65,7 +65,7 @@ def recalibrate_(
 
 
 @torch.no_grad()
-def sample_grid(model: Generator, dataset: ImageDataset, config: Config) -> Any:
+def sample_grid(model: ImageGenerator, dataset: ImageDataset, config: Config) -> Any:
     """Maps, real images and samples as one ``(H, W, 3)`` picture."""
     batch = next(view_batches(dataset, config, batch_size=GRID_MAPS))
     rows = [
@@ -88,7 +88,7 @@ def _first_batches(
 
 
 def _generated(
-    model: Generator, batch: Batch, rng: torch.Generator, shard: Shard = _WHOLE
+    model: ImageGenerator, batch: Batch, rng: torch.Generator, shard: Shard = _WHOLE
 ) -> tuple[GeneratorOutput, Tensor]:
     """What ``model`` makes of the maps, and the latents, of these rows of a whole batch."""
     batch = batch.to(model.device)

@@ -177,7 +177,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     return {
         "config": to_dict(trainer.config),
         "data": trainer.dataset.fingerprint(),
-        "backbone": trainer.discriminator.backbone.identity,
+        "backbone": trainer.discriminator.identity,
         "norm_images": norm_images(trainer.config, trainer.parallel.world_size),
     }
 

@@ -15,7 +15,8 @@ from dpsims.errors import DataError, InputError
 from dpsims_reference.checkpoints import load_module_
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
-from dpsims_reference.generator import Generator, build_generator
+from dpsims_reference.generator import build_generator
+from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.randomness import derive_generator
 from dpsims_reference.resume import read_run
 
@@ -23,7 +24,7 @@ from dpsims_reference.resume import read_run
 class TrainedGenerator(NamedTuple):
     """The averaged generator of a run, with its configuration and its classes."""
 
-    generator: Generator
+    generator: ImageGenerator
     config: Config
     spec: LabelSpec
 

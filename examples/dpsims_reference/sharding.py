@@ -16,14 +16,14 @@ from torch.distributed.tensor import DTensor
 
 from dpsims.errors import InputError
 from dpsims.nn import ConditionedBackbone
-from dpsims_reference.discriminator import Discriminator
 from dpsims_reference.generator import Generator
+from dpsims_reference.networks import PixelDiscriminator
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import Parallel
 
 
 def shard_backbones_(
-    discriminator: Discriminator, objective: Objective, parallel: Parallel
+    discriminator: PixelDiscriminator, objective: Objective, parallel: Parallel
 ) -> None:
     """Share the frozen networks of D and of the contrastive loss between all processes.
 
@@ -39,8 +39,8 @@ def shard_backbones_(
         InputError: There is only one process.
     """
     mesh = _mesh(parallel)
-    for backbone in (discriminator.backbone, objective.perceptual):
-        if isinstance(backbone, ConditionedBackbone):
+    for backbone in (*discriminator.modules(), *objective.modules()):
+        if isinstance(backbone, ConditionedBackbone) and backbone.frozen:
             network = backbone._extractor
             _shard_(network, _blocks(network), mesh)
 

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from dpsims.errors import InputError, NonFiniteError
 from dpsims_reference.batches import Batch, local_batch_size
 from dpsims_reference.config import Config, OptimConfig
-from dpsims_reference.discriminator import Discriminator
 from dpsims_reference.fakes import Fake, FakeSource
-from dpsims_reference.generator import Generator
+from dpsims_reference.networks import ImageGenerator, PixelDiscriminator
 from dpsims_reference.objective import Loss, Objective
 from dpsims_reference.parallel import Parallel, Shard
 from dpsims_reference.randomness import derive_generator
 
-M = TypeVar("M", bound=nn.Module)
+F = TypeVar("F", bound=Callable[..., object])
 
 
 class Part(NamedTuple):
@@ -56,15 +55,15 @@ class TrainingStep:
 
     Note:
         Every random number belongs to an image's place in the step's batch, so how the batch is
-        split over processes and parts changes none. Only D's decoder, G and the contrastive
-        projector are wrapped: the conditioner's batch norms lie outside, where no buffer is
-        broadcast between the two forward passes of D's half.
+        split over processes and parts changes none. Only what is trained is wrapped: the
+        batch norms of a frozen backbone's conditioner lie outside, where no buffer is broadcast
+        between the two forward passes of D's half.
     """
 
     def __init__(
         self,
-        generator: Generator,
-        discriminator: Discriminator,
+        generator: ImageGenerator,
+        discriminator: PixelDiscriminator,
         objective: Objective,
         config: Config,
         *,
@@ -80,9 +79,9 @@ class TrainingStep:
         self.discriminator_parameters = [p for p in discriminator.parameters() if p.requires_grad]
         self.generator_optimizer = self._adam(self.generator_parameters)
         self.discriminator_optimizer = self._adam(self.discriminator_parameters)
-        self._encode: Callable[[Tensor], list[Tensor]] = self._built(discriminator.backbone)
+        self._encode: Callable[[Tensor], list[Tensor]] = self._built(discriminator.encode)
         # G's half looks through D as it is: no gradient of D's weights is to be averaged
-        self._decode: Callable[..., Tensor] = self._built(discriminator.decoder)
+        self._decode: Callable[..., Tensor] = self._built(discriminator.trained)
         self._trained_decode = self.parallel.wrap(self._decode)
         self._generate = self.parallel.wrap(self._built(generator))
         self._fakes = FakeSource(generator, self._generate, config)
@@ -106,8 +105,8 @@ class TrainingStep:
             )
             raise InputError(msg)
 
-    def _built(self, module: M) -> M:
-        return cast("M", torch.compile(module)) if self.config.optim.compile else module
+    def _built(self, part: F) -> F:
+        return cast("F", torch.compile(part)) if self.config.optim.compile else part
 
     def _adam(self, parameters: list[nn.Parameter]) -> torch.optim.Adam:
         optim = self.config.optim

@@ -23,7 +23,8 @@ from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
 from dpsims_reference.figures import save_image
-from dpsims_reference.generator import Generator, build_generator
+from dpsims_reference.generator import build_generator
+from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import Parallel
 from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid, scan_labels
@@ -199,7 +200,7 @@ class Trainer:
         terms = self.parallel.mean(terms | {"stopping": flag})
         return terms, bool(terms.pop("stopping"))
 
-    def averaged_generator(self) -> Generator:
+    def averaged_generator(self) -> ImageGenerator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""
         model = self.ema.model
         recalibrate_(model, self.dataset, self.config, self.parallel)

@@ -19,6 +19,7 @@ from dpsims_reference.data.pseudo_labels import pseudo_label_folder
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.demo import run_demo
 from dpsims_reference.evaluation import Evaluator, evaluate, format_figures
+from dpsims_reference.experiments import describe, experiment, format_experiments
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
 from dpsims_reference.parallel import Parallel, start_processes
@@ -37,7 +38,9 @@ def pick_device(device: str) -> str:
 def train(options: cli.Train) -> None:
     """Train, or continue; on every process that a launcher started."""
     parallel = start_processes(pick_device(options.device), timeout=options.timeout)
-    config = replace(options.config, data=cli.data_config(options.config, options.data))
+    config = cli.train_config(options)
+    if options.experiment is not None and parallel.rank == 0:
+        print(describe(experiment(options.experiment), options.size))
     folder, checkpoint = choose_folder(
         options.out, options.resume, discard_later=options.discard_later
     )
@@ -106,6 +109,11 @@ def _changed(saved: Config, given: Config, allow: tuple[str, ...]) -> Config:
     return saved
 
 
+def list_experiments(options: cli.Experiments) -> None:
+    """Print the rows of the paper's tables."""
+    print(format_experiments(options.table))
+
+
 def sample(options: cli.Sample) -> None:
     """Label maps in, images out."""
     trained = load_generator(options.run, device=pick_device(options.device))
@@ -156,6 +164,7 @@ RUNNERS: dict[type, Callable[[Any], None]] = {
     cli.Train: train,
     cli.Sample: sample,
     cli.Evaluate: run_evaluation,
+    cli.Experiments: list_experiments,
     cli.PseudoLabels: pseudo_labels,
     cli.CheckData: check_data,
     cli.Demo: demo,

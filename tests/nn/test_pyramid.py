@@ -59,15 +59,18 @@ def assert_levels(actual, expected, *, exact=False):
         (assert_equal if exact else assert_close64)(one, other)
 
 
-def oracle(pyramid, labels, tokens):
-    """Table S2, block by block."""
+def oracle(pyramid, labels, tokens=None, *, cross=True, own=True):
+    """Table S2, block by block, with either attention left out."""
     hidden, levels = one_hot(labels), []
     for level, (conv, block) in enumerate(zip(pyramid.convs, pyramid.blocks, strict=True)):
         hidden = F.conv2d(hidden, conv.weight, conv.bias, 2 if level else 1, 1)
         hidden = F.gelu(block.norm(hidden))
         if level:
-            hidden = F.gelu(block.inject_norm(block.inject(hidden, tokens)))
-            hidden = block.attend_norm(F.gelu(block.attend(hidden)))
+            if cross:
+                hidden = F.gelu(block.inject_norm(block.inject(hidden, tokens)))
+            if own:
+                hidden = F.gelu(block.attend(hidden))
+            hidden = block.attend_norm(hidden)
         hidden = F.conv2d(hidden, block.project.weight, block.project.bias)
         levels.append(hidden)
     return levels
@@ -105,8 +108,9 @@ def test_which_levels_carry_attention(options, expected):
     for kind in kinds:
         found = [any(isinstance(m, kind) for m in block.modules()) for block in blocks]
         assert found == expected
-    blocks = LabelMapPyramid(K, channels=2, token_dim=2, self_attention=False, **options).blocks
-    assert not any(isinstance(m, SelfAttention2d) for m in blocks.modules())
+    for kind, name in zip(kinds, ("cross_attention", "self_attention"), strict=True):
+        without = LabelMapPyramid(K, channels=2, token_dim=2, **{name: False}, **options)
+        assert not any(isinstance(m, kind) for m in without.modules())
 
 
 @settings(max_examples=20)
@@ -114,6 +118,26 @@ def test_which_levels_carry_attention(options, expected):
 def test_equals_the_table_of_layers(batch, rows, columns, seed):
     pyramid, args = make(), draw(batch, rows, columns, seed)
     assert_levels(pyramid(*args), oracle(pyramid, *args))
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("cross", [True, False])
+@settings(max_examples=5)
+@given(**SHAPES, seed=st.integers(0, 99))
+def test_equals_the_table_without_either_attention(cross, own, batch, rows, columns, seed):
+    pyramid = make(cross_attention=cross, self_attention=own)
+    labels, tokens = draw(batch, rows, columns, seed)
+    tokens = tokens if cross else None
+    assert_levels(pyramid(labels, tokens), oracle(pyramid, labels, tokens, cross=cross, own=own))
+
+
+def test_without_cross_attention_there_are_no_tokens():
+    labels, tokens = draw()
+    pyramid = make(cross_attention=False)
+    with pytest.raises(InputError) as caught:
+        pyramid(labels, tokens)
+    assert_message(caught.value, "LabelMapPyramid: tokens must be None", "got Tensor")
+    assert not any("inject" in name for name in pyramid.state_dict())
 
 
 @settings(max_examples=20)

@@ -8,7 +8,8 @@ from dpsims_reference.verbs import pick_device
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "sample", "evaluate", "pseudo-labels", "check-data", "demo"]
+    "verb",
+    ["train", "sample", "evaluate", "experiments", "pseudo-labels", "check-data", "demo"],
 )
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as caught:
