@@ -64,6 +64,7 @@ class Objective(nn.Module):
             gamma=part.focal_gamma,
             balanced=part.balanced,
             label_smoothing=part.label_smoothing,
+            ignore_index=config.data.ignore_index,
         )
         self.perceptual: ConditionedBackbone | None = None
         self.contrastive: PatchInfoNCE | None = None

@@ -14,12 +14,15 @@ from dpsims_reference import cli
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.data.folder import check_folder, format_report
+from dpsims_reference.data.paired import PresenceScan
 from dpsims_reference.data.pseudo_labels import pseudo_label_folder
+from dpsims_reference.data.scan_progress import ScanProgress
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.demo import run_demo
 from dpsims_reference.evaluation import evaluate, format_figures
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
+from dpsims_reference.official_report import check_official
 from dpsims_reference.sampling import load_generator, sample_to_folder
 from dpsims_reference.trainer import Trainer
 
@@ -43,9 +46,10 @@ def train(options: cli.Train) -> None:
             raise CheckpointError(msg)
         saved: Config = from_dict(Config, checkpoint.state["config"])
         config = _changed(saved, config, options.allow_change)
-    trainer = Trainer(
-        config, build_dataset(config.data), folder, device=pick_device(options.device)
-    )
+    # beside the run: a killed scan of 100 000 maps goes on where it stopped
+    scan = PresenceScan(folder / "presence.safetensors", config.data.workers, ScanProgress())
+    dataset = build_dataset(config.data, scan=scan)
+    trainer = Trainer(config, dataset, folder, device=pick_device(options.device))
     if checkpoint is not None:
         trainer.restore(checkpoint, allow=options.allow_change)
         print(f"continuing {folder} after step {trainer.step}")
@@ -106,6 +110,12 @@ def pseudo_labels(options: cli.PseudoLabels) -> None:
 
 def check_data(options: cli.CheckData) -> None:
     """Print what a folder holds and what to put in the configuration."""
+    if options.name != "folder":
+        text = check_official(
+            options.name, options.folder, workers=options.workers, partial=options.partial
+        )
+        print(text)
+        return
     report = check_folder(
         options.folder, num_classes=options.num_classes, ignore_index=options.ignore_index
     )
