@@ -385,10 +385,10 @@ def test_folders_may_be_links_to_another_disk(copy_of, name):
     [
         ({"image_size": (0, 32)}, InputError, ["image_size", "at least 1"]),
         ({"image_size": (32, 32, 3)}, InputError, ["image_size", "(height, width)"]),
-        ({"image_size": 32}, DTypeError, ["image_size", "32"]),
+        ({"image_size": 32}, DTypeError, ["image_size", "int"]),
         ({"split": "test"}, InputError, ["split", "'test'"]),
-        ({"flip": 1}, DTypeError, ["flip", "1"]),
-        ({"partial": "yes"}, DTypeError, ["partial", "'yes'"]),
+        ({"flip": 1}, DTypeError, ["flip", "bool", "int"]),
+        ({"partial": "yes"}, DTypeError, ["partial", "bool", "str"]),
         ({"max_pixels": 0}, InputError, ["max_pixels", "at least 1"]),
     ],
     ids=["no-rows", "three-sizes", "one-size", "split", "flip", "partial", "no-pixels"],

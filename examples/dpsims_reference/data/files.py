@@ -39,7 +39,8 @@ _DAMAGE = (
 def shown(path: str | os.PathLike[str], *, length: int = 120) -> str:
     """A file name that can be printed anywhere, cut in the middle when it is long."""
     text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= length else f"{text[: length - 33]}...{text[-30:]}"
+    end = max(30, length // 2)
+    return text if len(text) <= length else f"{text[: length - 3 - end]}...{text[-end:]}"
 
 
 def files_by_stem(root: Path, folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

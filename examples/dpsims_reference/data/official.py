@@ -184,7 +184,7 @@ def _complete_names(root: Path, release: Release, *, partial: bool) -> list[str]
     """Names of all samples, in order; a DataError says which files are missing."""
     kinds = [k for k in (release.images, release.labels, release.instances) if k is not None]
     where = (
-        f"expected in {', '.join(kind.folder for kind in kinds)} below {shown(root, length=60)}; "
+        f"expected in {', '.join(kind.folder for kind in kinds)} below {shown(root)}; "
         f"download: {release.page}"
     )
     try:
