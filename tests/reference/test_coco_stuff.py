@@ -142,12 +142,8 @@ def test_smaller_objects_lie_over_larger_ones(tmp_path):
 def test_other_images_crowds_and_lines_have_no_objects(tmp_path):
     line = [0, 0, 5, 5]
     crowd = {"counts": [0, 100], "size": [10, 10]}
-    annotations = [
-        record([line]),
-        record(crowd, iscrowd=1),
-        record([[0, 0, 9, 0, 9, 9]], number=8),
-    ]
-    found = objects(tmp_path, annotations)
+    other = record([[0, 0, 9, 0, 9, 9]], number=8)
+    found = objects(tmp_path, [record([line]), record(crowd, iscrowd=1), other])
     labels = np.ones((10, 10), np.uint8)
     assert found.paint(7, labels).max() == 0
     assert found.paint(9, labels).max() == 0
