@@ -338,8 +338,10 @@ def test_ten_missing_files_are_named_and_all_counted(tmp_path, name):
         path.unlink()
     with pytest.raises(DataError) as caught:
         dataset(name, root)
-    assert_message(caught.value, "12 files are missing", gone[0].name, gone[9].name)
-    assert gone[10].name not in str(caught.value)
+    text = str(caught.value)
+    assert "12 files are missing" in text
+    assert [path.name in text for path in gone] == [True] * 10 + [False] * 2
+    assert len(text) < 800
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -348,7 +350,7 @@ def test_fewer_images_than_the_release_needs_consent(roots, name, monkeypatch):
         dataset(name, roots[name], partial=False)
     parts = {
         # ADE20K's names are numbers, so the missing ones are known
-        "ade20k": ["40414 files are missing", "images/training/ADE_train_00000004.jpg"],
+        "ade20k": ["40414 files are missing", "ADE_train_00000004.jpg"],
         "coco_stuff": ["3 of 118287 images", "partial=True"],
         "cityscapes": ["3 of 2975 images", "partial=True"],
     }[name]

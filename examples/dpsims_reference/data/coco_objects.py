@@ -31,8 +31,8 @@ class CocoObjects:
         DataError: The file cannot be read.
 
     Note:
-        Groups (``iscrowd``) are left out: they are no single object. Reading the file of the
-        training images takes about ten seconds and two gigabytes for a moment.
+        Groups (``iscrowd``) are left out: they are no single object. A pixel belongs to an object
+        when its centre lies inside the outline.
 
     Source:
         Not from the paper: the format is described at https://cocodataset.org/#format-data.
@@ -40,14 +40,21 @@ class CocoObjects:
 
     def __init__(self, path: Path) -> None:
         outlines = _read_outlines(path)
-        # larger objects come first, smaller ones are painted over them
-        outlines.sort(key=lambda outline: (outline.image, -_extent(outline.rings)))
         rings = [ring for outline in outlines for ring in outline.rings]
-        self._images = np.array([outline.image for outline in outlines], np.int64)
-        self._categories = np.array([outline.category for outline in outlines], np.int64)
+        self._points: Points = np.concatenate([*rings, np.zeros((0, 2), np.float32)])
+        if not np.isfinite(self._points).all():
+            raise _damaged(path, "points that are not finite")
         self._first_ring = _starts([len(outline.rings) for outline in outlines])
         self._first_point = _starts([len(ring) for ring in rings])
-        self._points: Points = np.concatenate([*rings, np.zeros((0, 2), np.float32)])
+        self._categories = np.array([outline.category for outline in outlines], np.int64)
+        images = np.array([outline.image for outline in outlines], np.int64)
+        # larger objects come first, smaller ones are painted over them
+        firsts = self._first_point[self._first_ring[:-1]]
+        spans = np.maximum.reduceat(self._points, firsts) - np.minimum.reduceat(
+            self._points, firsts
+        )
+        self._order = np.lexsort((-spans.prod(1), images))
+        self._images = images[self._order]
 
     def paint(self, image: int, labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Object ids of an image, 0 where there is none.
@@ -58,12 +65,12 @@ class CocoObjects:
         """
         ids = np.zeros(labels.shape, np.int32)
         first, last = np.searchsorted(self._images, [image, image + 1])
-        for number in range(first, last):
+        for number, outline in enumerate(self._order[first:last], start=1):
             rings = [
                 self._points[self._first_point[ring] : self._first_point[ring + 1]]
-                for ring in range(self._first_ring[number], self._first_ring[number + 1])
+                for ring in range(self._first_ring[outline], self._first_ring[outline + 1])
             ]
-            _paint_one(ids, labels, rings, int(self._categories[number]), number - first + 1)
+            _paint_one(ids, labels, rings, int(self._categories[outline]), number)
         return ids
 
 
@@ -109,12 +116,14 @@ def _read_outlines(path: Path) -> list[_Outline]:
         msg = f"{shown(path)}: no such file; download: https://cocodataset.org/#download"
         raise DataError(msg) from error
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        msg = f"{shown(path)}: is not a readable file of COCO instances ({error!s:.120})"
-        raise DataError(msg) from error
+        raise _damaged(path, f"{type(error).__name__}: {error!s:.100}") from error
     if not isinstance(outlines, list) or not all(isinstance(o, _Outline) for o in outlines):
-        msg = f"{shown(path)}: is not a readable file of COCO instances (not all are outlines)"
-        raise DataError(msg)
+        raise _damaged(path, "not all annotations have outlines")
     return [outline for outline in outlines if outline.rings]
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{shown(path)}: is not a readable file of COCO instances ({reason})")
 
 
 def _packed(record: dict[str, Any]) -> Any:
@@ -123,17 +132,10 @@ def _packed(record: dict[str, Any]) -> Any:
     rings = list[Points]()
     if not record["iscrowd"]:
         rings = [np.array(ring, np.float32).reshape(-1, 2) for ring in record["segmentation"]]
-    if not all(np.isfinite(ring).all() for ring in rings):
-        msg = f"object {record.get('id')} has points that are not finite"
-        raise ValueError(msg)
-    image, category = int(record["image_id"]), int(record["category_id"])
+    # np.int64 refuses numbers that the arrays cannot hold
+    image, category = int(np.int64(record["image_id"])), int(np.int64(record["category_id"]))
     # fewer than three points enclose nothing
     return _Outline(image, category, [ring for ring in rings if len(ring) >= 3])
-
-
-def _extent(rings: list[Points]) -> float:
-    corners = np.concatenate(rings)
-    return float(np.prod(corners.max(0) - corners.min(0)))
 
 
 def _starts(counts: list[int]) -> npt.NDArray[np.int64]:

@@ -195,7 +195,7 @@ def _complete_names(root: Path, release: Release, *, partial: bool) -> list[str]
     names = set[str]().union(*found.values())
     if release.numbered and not partial:
         names |= {release.numbered.format(n + 1) for n in range(release.num_images)}
-    missing = [f"{k.folder}/{n}{k.suffix}" for k in kinds for n in sorted(names - found[k])]
+    missing = [f"{n}{k.suffix}" for k in kinds for n in sorted(names - found[k])]
     if missing:
         first = ", ".join(shown(name, length=80) for name in missing[:10])
         msg = f"{release.title}: {len(missing)} files are missing: {first} ({where})"
