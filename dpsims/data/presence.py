@@ -12,13 +12,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from dpsims._checks import check_int, check_tensor
-from dpsims.data._label_checks import shortened
+from dpsims._checks import check_int
 from dpsims.data._presence_cache import CorruptCacheError, ScanKey, read_scan, write_scan
-from dpsims.errors import DataError, DTypeError, InputError
-
-# ids up to here are counted in a table, larger ones are sorted
-_TABLE_SIZE = 1 << 16
+from dpsims.data._presence_rows import PresenceRows
+from dpsims.errors import DTypeError, InputError
 
 
 def class_presence(
@@ -31,11 +28,13 @@ def class_presence(
     fingerprint: str | None = None,
     save_every: int = 1000,
     progress: Callable[[int, int], object] | None = None,
+    workers: int = 0,
 ) -> Bool[Tensor, "I K"]:
     """Find the classes that have at least one pixel in each image of a data set.
 
-    The scan runs in this process, one image after the other. With ``cache`` it is written to a
-    file as it goes: a scan that was killed continues from there, a finished one is read back.
+    The scan runs in this process, or in ``workers`` others, and gives the same rows either way.
+    With ``cache`` it is written to a file as it goes: a scan that was killed continues from there,
+    a finished one is read back.
 
     Args:
         dataset: What has a length and gives, for an index, an integer label map ``(H, W)`` as a
@@ -50,7 +49,9 @@ def class_presence(
             files; required with ``cache``. A file with another fingerprint, length,
             ``num_classes`` or ``ignore_index`` is scanned anew and replaced.
         save_every: Number of images between two writes of an unfinished scan.
-        progress: Called as ``progress(done, total)`` after every image.
+        progress: Called as ``progress(done, total)`` after every image, in this process.
+        workers: Number of processes that read label maps; 0 reads them here. Where processes are
+            not forked (Windows, macOS), ``dataset`` and ``labels_of`` must be picklable.
 
     Shape:
         - output ``(I, K)``, bool, for ``I`` images
@@ -66,8 +67,10 @@ def class_presence(
         RuntimeWarning: The cache file is damaged; the scan starts anew.
 
     Note:
-        Units: none. Cost: reading every label map once, plus ``I * K / 8`` bytes of cache. The
-        file holds numbers and a checksum, never pickled objects.
+        Units: none. Cost: reading every label map once, plus ``I * K / 8`` bytes of cache. Where
+        ``labels_of`` can tell the distinct ids faster than the map, it may return those, as
+        ``(1, n)``. The file holds numbers and a checksum, never pickled objects. Several processes
+        that share a ``cache`` do no harm, but each of them scans.
 
     Source:
         Berrada et al., CVPR 2024, Sec. 4.1, which needs the fraction of training images where a
@@ -82,6 +85,7 @@ def class_presence(
     check_int("class_presence", "num_classes", num_classes)
     check_int("class_presence", "ignore_index", ignore_index, minimum=None)
     check_int("class_presence", "save_every", save_every)
+    check_int("class_presence", "workers", workers, minimum=0)
     num_images = _checked_length(dataset)
     path = _checked_cache(cache, fingerprint)
     read = _checked_reader(dataset, labels_of)
@@ -90,9 +94,9 @@ def class_presence(
         raise DTypeError(msg)
     key = ScanKey(fingerprint or "", num_images, num_classes, ignore_index)
     presence, done = _started(path, key)
-    for index in range(done, num_images):
-        presence[index] = _classes_of(read(index), index, num_classes, ignore_index)
-        finished = index + 1
+    rows = PresenceRows(read, num_images, num_classes, ignore_index)
+    for finished, row in enumerate(rows.after(done, workers=workers), start=done + 1):
+        presence[finished - 1] = row
         if path is not None and (finished % save_every == 0 or finished == num_images):
             write_scan(path, key, presence[:finished])
         if progress is not None:
@@ -156,35 +160,3 @@ def _started(path: Path | None, key: ScanKey) -> tuple[np.ndarray, int]:
         return presence, 0
     presence[: len(known)] = known
     return presence, len(known)
-
-
-def _classes_of(labels: object, index: int, num_classes: int, ignore_index: int) -> np.ndarray:
-    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
-        # uint16 has few operations in torch
-        labels = torch.from_numpy(labels.astype(np.int64))
-    try:
-        check_tensor("class_presence", f"labels of image {index}", labels, "H W", kind="integer")
-    except (InputError, DTypeError) as error:
-        hint = "; labels_of says how to get the label map of an index"
-        raise DataError(f"{error}{hint}") from error
-    assert isinstance(labels, Tensor)
-    ids = _distinct(labels)
-    ids = ids[ids != ignore_index]
-    wrong = ids[(ids < 0) | (ids >= num_classes)]
-    if wrong.size:
-        msg = (
-            f"class_presence: labels of image {index} must be in [0, {num_classes}) or the "
-            f"ignored id {ignore_index}; got {shortened(wrong.tolist())}"
-        )
-        raise DataError(msg)
-    present = np.zeros(num_classes, dtype=np.bool_)
-    present[ids] = True
-    return present
-
-
-def _distinct(labels: Tensor) -> np.ndarray:
-    flat = labels.detach().reshape(-1).cpu()
-    low, high = (int(end) for end in flat.aminmax())
-    if low >= 0 and high < _TABLE_SIZE:
-        return np.flatnonzero(torch.bincount(flat).numpy())
-    return torch.unique(flat).long().numpy()

@@ -18,7 +18,7 @@ from dpsims.errors import (
     InputError,
     NonFiniteError,
 )
-from dpsims_reference.config import Config, DataConfig
+from dpsims_reference.config import OFFICIAL, Config, DataConfig
 from dpsims_reference.experiments import experiment
 from dpsims_reference.presets import PRESETS, preset
 
@@ -52,7 +52,8 @@ class Train:
     steps: int | None = None
     """Training steps; short for --optim.steps."""
     data: str | None = None
-    """"photos", "scenes", or a folder with images/ and labels/. None keeps the preset's."""
+    """"photos", "scenes", with --data.root "ade20k", "coco_stuff", "cityscapes", or a folder with
+    images/ and labels/. None keeps the preset's."""
     out: Path | None = None
     """Folder of the run: log, samples, checkpoints. None is runs/train, or the resumed run's."""
     resume: Path | None = None
@@ -141,10 +142,16 @@ class PseudoLabels:
 
 @dataclass
 class CheckData:
-    """Check a folder with images/ and labels/ before training on it."""
+    """Check a folder with images/ and labels/, or an official data set, before training on it."""
 
     folder: tyro.conf.Positional[Path]
     """The folder."""
+    name: Literal["folder", "ade20k", "coco_stuff", "cityscapes"] = "folder"
+    """What the folder holds."""
+    workers: int = 0
+    """Processes that read the label maps of an official data set."""
+    partial: bool = False
+    """Accept an official data set of which some images are missing."""
     num_classes: int | None = None
     """Number of classes you mean to train; None suggests one."""
     ignore_index: int = 255
@@ -245,6 +252,17 @@ def data_config(config: Config, data: str | None) -> DataConfig:
         return replace(config.data, name="photos")
     if data == "scenes":
         return replace(config.data, name="scenes")
+    if data in OFFICIAL:
+        known = preset(data).data
+        return replace(
+            config.data,
+            name=known.name,
+            num_classes=known.num_classes,
+            ignore_index=known.ignore_index,
+        )
+    if config.data.name in OFFICIAL:
+        # a folder's unlabelled pixels have the id that its labels.json says, which is 255 if none
+        return replace(config.data, name="folder", root=data, ignore_index=255)
     return replace(config.data, name="folder", root=data)
 
 

@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from dpsims.errors import InputError
 
+OFFICIAL = ("ade20k", "coco_stuff", "cityscapes")
+"""Data sets that are read from their official folders."""
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -170,12 +173,17 @@ class OptimConfig:
 class DataConfig:
     """What to train on."""
 
-    name: Literal["photos", "scenes", "folder"] = "photos"
-    """A built-in set, or a folder with images/ and labels/."""
+    name: Literal["photos", "scenes", "folder", "ade20k", "coco_stuff", "cityscapes"] = "photos"
+    """A built-in set, a folder with images/ and labels/, or an official data set."""
     root: str | None = None
-    """The folder, for ``folder``."""
+    """The folder, for ``folder`` and the official data sets."""
+    partial: bool = False
+    """Accept an official data set of which some images are missing."""
     num_classes: int = 8
     """Number of classes K; ``photos`` makes that many pseudo-classes."""
+    ignore_index: int = 255
+    """Id without a class: no pixel loss, no score, no sampling weight. The official data sets have
+    0, which the generator still gets as an input, as in OASIS."""
     image_size: tuple[int, int] = (256, 256)
     """Height and width of the training images."""
     instances: bool = False

@@ -113,8 +113,8 @@ class Evaluator:
     def _consistency(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         if self.labeller is None:
             return {}
-        spec_size = self.config.data.num_classes
-        score = SegmentationConsistency(spec_size)
+        data = self.config.data
+        score = SegmentationConsistency(data.num_classes, ignore_index=data.ignore_index)
         for part, wanted in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
             score.update(self.labeller.predict(part.clamp(-1, 1)), wanted)
         found = score.compute()

@@ -67,6 +67,7 @@ class Objective(nn.Module):
             balanced=part.balanced,
             label_smoothing=part.label_smoothing,
             sync=True,
+            ignore_index=config.data.ignore_index,
         )
         self.perceptual: ConditionedBackbone | None = None
         self.contrastive: PatchInfoNCE | None = None

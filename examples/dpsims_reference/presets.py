@@ -66,13 +66,22 @@ _TINY = Config(
 
 PRESETS: dict[str, Config] = {
     # Sec. 4.1: 151 classes, 256x256, no instance annotations
-    "ade20k": replace(_PAPER, data=DataConfig(name="folder", num_classes=151)),
+    "ade20k": replace(_PAPER, data=DataConfig(name="ade20k", num_classes=151, ignore_index=0)),
     # Sec. 4.1: 183 classes, 256x256, instance offsets
-    "coco_stuff": replace(_PAPER, data=DataConfig(name="folder", num_classes=183, instances=True)),
+    "coco_stuff": replace(
+        _PAPER,
+        data=DataConfig(name="coco_stuff", num_classes=183, ignore_index=0, instances=True),
+    ),
     # Sec. 4.1: 35 classes, 256x512, instance offsets
     "cityscapes": replace(
         _PAPER,
-        data=DataConfig(name="folder", num_classes=35, image_size=(256, 512), instances=True),
+        data=DataConfig(
+            name="cityscapes",
+            num_classes=35,
+            ignore_index=0,
+            image_size=(256, 512),
+            instances=True,
+        ),
     ),
     "tiny": _TINY,
 }

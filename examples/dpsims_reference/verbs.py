@@ -15,13 +15,16 @@ from dpsims_reference.batches import local_batch_size
 from dpsims_reference.best import BestFigure, flat_figures
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.data.folder import check_folder, format_report
+from dpsims_reference.data.paired import PresenceScan
 from dpsims_reference.data.pseudo_labels import pseudo_label_folder
+from dpsims_reference.data.scan_progress import ScanProgress
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.demo import run_demo
 from dpsims_reference.evaluation import Evaluator, evaluate, format_figures
 from dpsims_reference.experiments import describe, experiment, format_experiments
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
+from dpsims_reference.official_report import check_official
 from dpsims_reference.parallel import Parallel, start_processes
 from dpsims_reference.resume import choose_folder, parse_run
 from dpsims_reference.sampling import load_generator, sample_to_folder
@@ -50,9 +53,12 @@ def train(options: cli.Train) -> None:
         _check_processes(config, parallel)
         # the first process tidies the folder up when its trainer opens it
         parallel.barrier()
+    # beside the run: a killed scan of 100 000 maps goes on where it stopped
+    scan = PresenceScan(folder / "presence.safetensors", config.data.workers, ScanProgress())
+    dataset = build_dataset(config.data, scan=scan)
     trainer = Trainer(
         config,
-        build_dataset(config.data),
+        dataset,
         folder,
         parallel=parallel,
         shard_backbones=options.shard_backbones,
@@ -149,6 +155,12 @@ def pseudo_labels(options: cli.PseudoLabels) -> None:
 
 def check_data(options: cli.CheckData) -> None:
     """Print what a folder holds and what to put in the configuration."""
+    if options.name != "folder":
+        text = check_official(
+            options.name, options.folder, workers=options.workers, partial=options.partial
+        )
+        print(text)
+        return
     report = check_folder(
         options.folder, num_classes=options.num_classes, ignore_index=options.ignore_index
     )

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import stat
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.numpy import load, save
 from support import assert_equal, assert_message
 
@@ -293,6 +297,7 @@ def test_unusable_item_is_named_by_its_index(item, parts):
         ({"num_classes": 2.0}, DTypeError, ["num_classes", "2.0"]),
         ({"ignore_index": None}, DTypeError, ["ignore_index", "None"]),
         ({"save_every": 0}, InputError, ["save_every", "at least 1"]),
+        ({"workers": -1}, InputError, ["workers", "at least 0", "-1"]),
         ({"cache": "scan"}, InputError, ["fingerprint must be given together with cache"]),
         ({"cache": "scan", "fingerprint": 3}, DTypeError, ["fingerprint must be a str", "int"]),
         ({"cache": "no/folder/scan", "fingerprint": "a"}, InputError, ["cache", "no/folder/scan"]),
@@ -306,6 +311,7 @@ def test_unusable_item_is_named_by_its_index(item, parts):
         "float-classes",
         "no-ignored-id",
         "save-never",
+        "negative-workers",
         "no-fingerprint",
         "number-fingerprint",
         "no-folder",
@@ -316,3 +322,84 @@ def test_refuses(arguments, error, parts):
     with pytest.raises(error) as caught:
         class_presence(arguments.pop("dataset"), **arguments)
     assert_message(caught.value, "class_presence: ", *parts)
+
+
+# workers
+
+
+@given(st.integers(1, 60), st.integers(1, 2), st.integers(0, 2**31))
+@settings(max_examples=5)
+def test_workers_give_the_same_rows_in_order(num_images, workers, seed):
+    maps, told = random_maps(num_images, 6, seed=seed), []
+    actual = class_presence(
+        maps, num_classes=6, workers=workers, progress=lambda *at: told.append(at)
+    )
+    assert_equal(actual, class_presence(maps, num_classes=6))
+    assert told == [(n, num_images) for n in range(1, num_images + 1)]
+
+
+def test_workers_write_the_same_file_and_leave_random_states_alone(tmp_path):
+    maps = random_maps(50, 5)
+    state, python_state = torch.get_rng_state(), random.getstate()
+    scan(Labels(maps), tmp_path / "one")
+    scan(Labels(maps), tmp_path / "two", workers=2)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert_equal(torch.get_rng_state(), state)
+    assert random.getstate() == python_state
+
+
+def test_a_workers_error_reads_like_any_other(tmp_path):
+    maps = random_maps(40, 5)
+    maps[37] = torch.tensor([[0, 9]])
+    messages = []
+    for workers in (0, 2):
+        with pytest.raises(DataError) as caught:
+            scan(Labels(maps), tmp_path / f"scan{workers}", workers=workers)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert_message(caught.value, "class_presence: labels of image 37 must", "got [9]")
+    # what came before is kept: the last multiple of save_every
+    assert len(read_scan(tmp_path / "scan2", ScanKey("files v1", 40, 5, 255))) == 36
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+import torch
+from dpsims import class_presence
+
+class Slow:
+    def __len__(self):
+        return 400
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return torch.tensor([[index % 7]])
+
+class_presence(
+    Slow(), num_classes=7, cache=Path(sys.argv[1]), fingerprint="slow",
+    save_every=8, workers=int(sys.argv[2]),
+)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_scan_killed_by_the_system_goes_on(tmp_path, workers):
+    path, key = tmp_path / "scan", ScanKey("slow", 400, 7, 255)
+    arguments = [sys.executable, "-c", _KILLED, str(path), str(workers)]
+    process = subprocess.Popen(arguments, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(read_scan(path, key)) < 24:
+            assert process.poll() is None, "the scan ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    known = len(read_scan(path, key))
+    assert 24 <= known < 400
+    assert known % 8 == 0
+    rest = Labels([torch.tensor([[index % 7]]) for index in range(400)])
+    found = class_presence(rest, num_classes=7, cache=path, fingerprint="slow", save_every=8)
+    assert rest.reads == list(range(known, 400))
+    assert_equal(found, torch.eye(7, dtype=torch.bool)[torch.arange(400) % 7])

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from official_folders import write_ade20k, write_cityscapes
 from PIL import Image
 
+from dpsims.errors import DataError
 from dpsims_reference.cli import Train, data_config, main, parse_train
 from dpsims_reference.presets import preset
 from dpsims_reference.verbs import pick_device
@@ -47,8 +49,14 @@ def test_data_names_a_set_or_a_folder():
     config = preset("tiny")
     assert data_config(config, None) == config.data
     assert data_config(config, "scenes").name == "scenes"
+    official = data_config(config, "cityscapes")
+    assert (official.name, official.num_classes, official.ignore_index) == ("cityscapes", 35, 0)
+    assert official.image_size == config.data.image_size
     folder = data_config(config, "my/pictures")
     assert (folder.name, folder.root) == ("folder", "my/pictures")
+    # a folder marks unlabelled pixels with 255, whatever the preset's data set does
+    folder = data_config(preset("ade20k"), "my/pictures")
+    assert (folder.name, folder.num_classes, folder.ignore_index) == ("folder", 151, 255)
 
 
 def test_expected_faults_end_with_one_line_and_code_2(tmp_path, capsys):
@@ -67,6 +75,46 @@ def test_check_data_prints_a_report(tmp_path, capsys):
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "labels" / "a.png")
     main(["check-data", str(tmp_path)])
     assert "num_classes" in capsys.readouterr().out
+
+
+def test_check_data_looks_through_an_official_data_set(tmp_path, capsys):
+    write_cityscapes(tmp_path)
+    main(["check-data", str(tmp_path), "--name", "cityscapes", "--partial"])
+    text = capsys.readouterr().out
+    assert "no problems found" in text
+    assert "% of images with a class, of train (3) and heldout (2)" in text
+    assert "    7  100.00  100.00  road" in text
+    assert "   34    0.00    0.00  license plate" in text
+    assert "unlabeled" not in text
+    next((tmp_path / "gtFine/train").rglob("*_instanceIds.png")).unlink()
+    next((tmp_path / "gtFine/val").rglob("*_labelIds.png")).unlink()
+    main(["check-data", str(tmp_path), "--name", "cityscapes", "--partial"])
+    text = capsys.readouterr().out
+    assert text.count("problem: Cityscapes") == 2
+    assert "--data.no-instances" in text
+    assert "of train (3)\n" in text
+
+
+def test_training_reads_an_official_data_set_and_keeps_the_scan(tmp_path, monkeypatch):
+    seen = []
+
+    class FakeTrainer:
+        def __init__(self, config, dataset, folder, **options):
+            dataset.presence()
+            seen.append((config.data, dataset, folder))
+            assert set(options) == {"device"}
+            raise DataError("enough")
+
+    monkeypatch.setattr("dpsims_reference.verbs.Trainer", FakeTrainer)
+    root, out = write_ade20k(tmp_path / "ade"), tmp_path / "run"
+    options = ["train", "--preset", "ade20k", "--data.root", str(root), "--data.partial"]
+    with pytest.raises(SystemExit):
+        main([*options, "--out", str(out), "--data.workers", "1"])
+    config, dataset, folder = seen[0]
+    assert (config.name, config.ignore_index, len(dataset)) == ("ade20k", 0, 3)
+    assert dataset.scan.workers == 1
+    assert folder == out
+    assert [path.name for path in out.iterdir()] == ["presence.safetensors"]
 
 
 def test_device_names():

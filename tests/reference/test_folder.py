@@ -15,7 +15,7 @@ from support import assert_equal, assert_message
 
 from dpsims.data import LabelSpec
 from dpsims.errors import DataError, DTypeError, InputError
-from dpsims_reference.data.files import read_ids, read_image, shown
+from dpsims_reference.data.files import distinct_ids, read_ids, read_image, shown
 from dpsims_reference.data.folder import (
     FolderDataset,
     check_folder,
@@ -137,6 +137,17 @@ def test_presence_and_fingerprint(root):
     assert data.labeller is None
 
 
+def test_ids_of_16_bits_are_mapped_and_scanned(root):
+    for n, name in enumerate("abc"):
+        Image.fromarray(_ids(seed=n).astype(np.uint16) + 1000).save(
+            root / "labels" / f"{name}.png"
+        )
+    spec = LabelSpec(6, id_map={1000 + n: n for n in range(6)})
+    data = FolderDataset(root, spec, image_size=(40, 56), crop="resize")
+    assert_equal(data.view(2).labels, torch.from_numpy(_ids(seed=2)))
+    assert data.presence()[2].nonzero().flatten().tolist() == np.unique(_ids(seed=2)).tolist()
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "I;16", "gray2", "gray4", "palette2"])
 def test_every_integer_mode_reads_as_ids(tmp_path, mode):
     ids = _ids(16, 24, classes=4)
@@ -144,6 +155,7 @@ def test_every_integer_mode_reads_as_ids(tmp_path, mode):
     if mode == "I;16":
         Image.fromarray(ids.astype(np.uint16) + 700).save(path)
         assert (read_ids(path) == ids.astype(int) + 700).all()
+        assert (distinct_ids(path) == np.unique(ids) + 700).all()
         return
     if mode.startswith("gray"):
         _write_gray_png(path, ids, depth=int(mode[4:]))
@@ -156,6 +168,7 @@ def test_every_integer_mode_reads_as_ids(tmp_path, mode):
             picture.putdata(ids.ravel().tolist())
         picture.save(path, **({"bits": 2} if mode == "palette2" else {}))
     assert (read_ids(path) == ids).all()
+    assert distinct_ids(path).tolist() == np.unique(ids).tolist()
 
 
 def _write_gray_png(path, ids, *, depth):
@@ -313,12 +326,12 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, data, suffix):
     raw = raw[: data.draw(st.integers(0, len(raw)))]
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(raw)
-    for read in (read_image, read_ids):
+    for read in (read_image, read_ids, distinct_ids):
         try:
             shape = read(path).shape
         except DataError as error:
             shape = str(error)
-        assert "x." in shape or len(shape) in (2, 3)
+        assert "x." in shape or len(shape) in (1, 2, 3)
 
 
 def test_partners_are_checked_at_construction(root):

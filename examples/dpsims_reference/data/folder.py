@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from dpsims._checks import check_choice, check_ints
+from dpsims._checks import check_choice
 from dpsims._optional import require
-from dpsims.data import LabelSpec, class_presence
-from dpsims.errors import DataError, DTypeError, InputError
+from dpsims.data import LabelSpec
+from dpsims.errors import DataError
 from dpsims_reference.data.files import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     MAX_PIXELS,
     files_by_stem,
-    read_ids,
-    read_image,
     shown,
 )
 from dpsims_reference.data.folder_report import (
@@ -37,24 +31,13 @@ from dpsims_reference.data.label_file import (
     read_label_spec as read_label_spec,
 )
 from dpsims_reference.data.labeller import PseudoLabeller
+from dpsims_reference.data.paired import Arrays, Pair, PairedDataset, nearest
 from dpsims_reference.data.sample import Sample, check_index, flip_sample, random_below
 
 _LARGEST_ZOOM = 1.25
 
 
-class _Pair(NamedTuple):
-    image: Path
-    labels: Path
-    instances: Path | None
-
-
-class _Arrays(NamedTuple):
-    image: npt.NDArray[np.uint8]
-    labels: Tensor
-    instances: npt.NDArray[np.int32] | None
-
-
-class FolderDataset:
+class FolderDataset(PairedDataset):
     r"""Images of ``root/images`` with the ids of ``root/labels``, matched by file name.
 
     ``instances/`` beside them, where it exists, holds one object id per pixel (0: none).
@@ -97,22 +80,21 @@ class FolderDataset:
         flip: bool = True,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if not isinstance(spec, LabelSpec):
-            msg = f"FolderDataset: spec must be a LabelSpec; got {type(spec).__name__}"
-            raise DTypeError(msg)
+        super().__init__(spec, image_size=image_size, flip=flip, max_pixels=max_pixels)
         check_choice("FolderDataset", "crop", crop, ("random", "resize"))
-        check_ints("FolderDataset", "image_size", image_size)
-        if len(image_size) != 2:
-            msg = f"FolderDataset: image_size must be (height, width); got {tuple(image_size)}"
-            raise InputError(msg)
-        self.root, self.spec = Path(root), spec
-        self.image_size = (image_size[0], image_size[1])
-        self.crop, self.flip, self.max_pixels = crop, flip, max_pixels
+        self.root, self.crop = Path(root), crop
         self._pairs = _pairs(self.root)
-        self._presence: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def pair(self, index: int) -> Pair:
+        """The files of sample ``index``."""
+        return self._pairs[index]
+
+    def settings(self) -> tuple[object, ...]:
+        """Classes, size and crop."""
+        return self.spec.to_dict(), self.image_size, self.crop
 
     def name(self, index: int) -> str:
         """File name of sample ``index``, without folder and suffix."""
@@ -126,7 +108,7 @@ class FolderDataset:
 
     def draw(self, index: int, generator: torch.Generator) -> Sample:
         """Sample ``index``, randomly scaled, cut and mirrored."""
-        arrays = self._read(index)
+        arrays = self.read(index)
         zoom, *place = torch.rand(3, generator=generator, device=generator.device).tolist()
         mirrored = self.flip and random_below(2, generator) == 1
         box = self._box(arrays, 1 + zoom * (_LARGEST_ZOOM - 1), place)
@@ -135,55 +117,10 @@ class FolderDataset:
 
     def view(self, index: int) -> Sample:
         """Sample ``index``, cut at the centre."""
-        arrays = self._read(index)
+        arrays = self.read(index)
         return self._resample(arrays, self._box(arrays, 1.0, [0.5, 0.5]))
 
-    def presence(self) -> Bool[Tensor, "num_images K"]:
-        """Which classes each map holds; read once, then kept."""
-        if self._presence is None:
-            self._presence = class_presence(
-                self,
-                num_classes=self.spec.num_classes,
-                ignore_index=self.spec.ignore_index,
-                labels_of=lambda index: self._labels(self._pairs[index].labels),
-            )
-        return self._presence.clone()
-
-    def fingerprint(self) -> str:
-        """A hash of file names, file sizes and settings; the files are not read."""
-        digest = hashlib.sha256(repr((self.spec.to_dict(), self.image_size, self.crop)).encode())
-        for pair in self._pairs:
-            for path in pair:
-                size = 0 if path is None else path.stat().st_size
-                digest.update(repr((path and path.name, size)).encode("utf-8", "backslashreplace"))
-        return digest.hexdigest()
-
-    def _labels(self, path: Path) -> Tensor:
-        try:
-            return self.spec.map_ids(read_ids(path, max_pixels=self.max_pixels))
-        except InputError as error:
-            msg = f"{shown(path)}: {error}"
-            raise DataError(msg) from error
-
-    def _read(self, index: int) -> _Arrays:
-        pair = self._pairs[check_index("FolderDataset", index, len(self))]
-        labels = self._labels(pair.labels)
-        size = (labels.shape[0], labels.shape[1])
-        image = read_image(pair.image, fits=size, max_pixels=self.max_pixels)
-        instances = None
-        if pair.instances is not None:
-            instances = read_ids(pair.instances, max_pixels=self.max_pixels)
-        for path, found in ((pair.image, image), (pair.instances, instances)):
-            if found is not None and found.shape[:2] != size:
-                height, width = found.shape[:2]
-                msg = (
-                    f"{shown(path or '')}: is {height} x {width} pixels (height x width), but "
-                    f"labels/{shown(pair.labels.name)} is {size[0]} x {size[1]}"
-                )
-                raise DataError(msg)
-        return _Arrays(image, labels, instances)
-
-    def _box(self, arrays: _Arrays, zoom: float, place: list[float]) -> tuple[float, ...]:
+    def _box(self, arrays: Arrays, zoom: float, place: list[float]) -> tuple[float, ...]:
         """Left, top, right and bottom of the part of the image that becomes the sample."""
         rows, cols = arrays.image.shape[:2]
         if self.crop == "resize":
@@ -194,7 +131,7 @@ class FolderDataset:
         left = place[1] * (cols - width * scale)
         return left, top, left + width * scale, top + height * scale
 
-    def _resample(self, arrays: _Arrays, box: tuple[float, ...]) -> Sample:
+    def _resample(self, arrays: Arrays, box: tuple[float, ...]) -> Sample:
         """Image through an antialiasing filter, maps to the nearest pixel, from the same box."""
         left, top, right, bottom = box
         height, width = self.image_size
@@ -205,8 +142,8 @@ class FolderDataset:
             box=(left, top, min(right, arrays.image.shape[1]), min(bottom, arrays.image.shape[0])),
         )
         image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-        rows = _nearest(top, bottom, height, arrays.image.shape[0])
-        cols = _nearest(left, right, width, arrays.image.shape[1])
+        rows = nearest(top, bottom, height, arrays.image.shape[0])
+        cols = nearest(left, right, width, arrays.image.shape[1])
         labels = arrays.labels[rows][:, cols]
         instances = None
         if arrays.instances is not None:
@@ -214,13 +151,7 @@ class FolderDataset:
         return Sample(image.float() / 127.5 - 1, labels, instances)
 
 
-def _nearest(low: float, high: float, count: int, limit: int) -> Tensor:
-    """Source pixels under the centres of ``count`` equal parts of [low, high)."""
-    centers = low + (torch.arange(count, dtype=torch.float64) + 0.5) * ((high - low) / count)
-    return centers.long().clamp_(0, limit - 1)
-
-
-def _pairs(root: Path) -> list[_Pair]:
+def _pairs(root: Path) -> list[Pair]:
     list_files = functools.partial(files_by_stem, root)
     images = list_files(root / "images", IMAGE_SUFFIXES)
     labels = list_files(root / "labels", LABEL_SUFFIXES)
@@ -242,4 +173,4 @@ def _pairs(root: Path) -> list[_Pair]:
         msg = f"{shown(root, length=60)}: {count}: {first}"
         raise DataError(msg)
     instances = partners.get("instances", {})
-    return [_Pair(images[name], labels[name], instances.get(name)) for name in images]
+    return [Pair(images[name], labels[name], instances.get(name)) for name in images]
