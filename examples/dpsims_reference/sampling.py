@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 from dpsims.data import LabelSpec, instance_offsets
 from dpsims.errors import CheckpointError, DataError, InputError
 from dpsims_reference.checkpoints import CheckpointStore, load_module_
+from dpsims_reference.checkpoints.manifest import MANIFEST
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
 from dpsims_reference.generator import Generator, build_generator
@@ -25,6 +27,10 @@ class TrainedGenerator(NamedTuple):
     generator: Generator
     config: Config
     spec: LabelSpec
+    step: int | None = None
+    """Training step of its checkpoint."""
+    manifest_sha256: str | None = None
+    """Hash of its checkpoint's manifest, which holds the hashes of all its files."""
 
 
 def load_generator(run: Path, *, device: str = "cpu") -> TrainedGenerator:
@@ -38,11 +44,12 @@ def load_generator(run: Path, *, device: str = "cpu") -> TrainedGenerator:
     if checkpoint is None:
         msg = f"load_generator: run must hold a checkpoint; got none in {run / 'checkpoints'}"
         raise CheckpointError(msg)
+    manifest = hashlib.sha256((checkpoint.path / MANIFEST).read_bytes()).hexdigest()
     config = from_dict(Config, checkpoint.state["config"])
     spec = LabelSpec.from_dict(checkpoint.state["spec"])
     generator = build_generator(config)
     load_module_(generator, checkpoint.tensors["ema"], name="ema")
-    return TrainedGenerator(generator.to(device).eval(), config, spec)
+    return TrainedGenerator(generator.to(device).eval(), config, spec, checkpoint.step, manifest)
 
 
 def read_label_map(path: Path, spec: LabelSpec) -> Tensor:
