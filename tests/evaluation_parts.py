@@ -85,10 +85,10 @@ class ShadeGenerator:
     def sample_latents(self, count, *, generator):
         return torch.randn(count, 4, generator=generator)
 
-    def sample_noise(self, count, size, *, generator):
+    def sample_noise(self, *_, **__):
         return None
 
-    def __call__(self, labels, latents, extra=None, noise=None):
+    def __call__(self, labels, latents, *_):
         self.calls += 1
         images = shade(labels) + self.strength * latents[:, :1, None, None]
         if self.broken_at is not None:

@@ -16,6 +16,7 @@ from torch import distributed
 
 from dpsims.errors import DistributedError, NonFiniteError
 from dpsims_reference.evaluation import Protocol, Shard, measure
+from dpsims_reference.evaluation.images import spread
 from dpsims_reference.evaluation.shards import joined_processes
 
 # odd, fewer than a batch on one side, and nothing at all for the second process
@@ -23,8 +24,6 @@ CASES = (
     (7, Protocol(batch_size=2, samples_per_map=3, speed=False)),
     (5, Protocol(num_images=3, samples_per_map=2, diversity_maps=1, speed=False)),
 )
-# the class of the whole map of one position only
-BROKEN_POSITION = 1
 
 
 def one_process():
@@ -51,8 +50,8 @@ class OneBrokenImage(ShadeGenerator):
         super().__init__()
         self.broken = broken
 
-    def __call__(self, labels, latents, extra=None, noise=None):
-        found = super().__call__(labels, latents, extra, noise)
+    def __call__(self, labels, latents, *_):
+        found = super().__call__(labels, latents)
         if self.broken:
             found.images = found.images * torch.nan
         return found
@@ -80,7 +79,7 @@ def main():
         model = trained(ShadeGenerator(0.1))
         dataset = ShadeDataset(length, noise=0.2)
         assert_equals(measure(model, dataset, instruments(), protocol), whole)
-        assert {index % 2 for index in dataset.asked} <= {0, 1}
+        assert set(dataset.asked) == set(spread(length, protocol.num_images)[rank::2])
     assert_all_stop_together(rank)
     distributed.destroy_process_group()
     # and through the variables that torchrun sets

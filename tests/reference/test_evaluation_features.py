@@ -133,9 +133,7 @@ def test_mean_and_deviation_are_over_the_subsets():
 @settings(max_examples=15)
 def test_feature_diversity_is_the_mean_over_all_pairs(count, seed):
     embedded = rows(count, 6, seed)
-    pairs = [
-        (embedded[i] - embedded[j]).square().sum() for i in range(count) for j in range(i)
-    ]
+    pairs = [(embedded[i] - embedded[j]).square().sum() for i in range(count) for j in range(i)]
     expected = float(torch.stack(pairs).mean())
     assert feature_diversity(embedded) == pytest.approx(expected, rel=1e-10)
 
