@@ -3,6 +3,7 @@ import csv
 import datetime as dt
 import json
 import warnings
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -291,7 +292,7 @@ class Labeller:
     def __init__(self):
         self.backbone = type("Backbone", (), {"weights_sha256": "ab" * 32})()
 
-    def to(self, device):
+    def to(self, _):
         return self
 
     def predict(self, images):
@@ -338,9 +339,7 @@ def test_lpips_uses_the_given_weights(tmp_path):
     distance = diversity.lpips("squeeze", weights=tmp_path / "squeeze.pth")
     samples = torch.rand(3, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        pairs = [
-            network(samples[i : i + 1], samples[j : j + 1]) for j in range(3) for i in range(j)
-        ]
+        pairs = [network(a[None], b[None]) for a, b in combinations(samples, 2)]
     assert distance.name == "lpips_squeeze"
     assert len(distance.facts["weights"]["tensors_sha256"]) == 64
     expected = float(torch.cat(pairs).double().mean())

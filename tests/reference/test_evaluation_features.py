@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_order_and_batches_change_nothing(seed, cuts):
     whole = filled([list(range(20))], real_images=real, fake_images=fake)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(seed)).tolist()
     ends = [0, *sorted(cuts), 20]
-    parts = [order[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    parts = [order[start:end] for start, end in pairwise(ends)]
     shuffled = filled(parts, real_images=real, fake_images=fake)
     # means over few pixels in float32: their last bit may depend on the batch
     for name, value in figures(whole).items():

@@ -3,7 +3,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -80,7 +80,7 @@ def test_measuring_twice_gives_the_same_and_leaves_the_global_state():
 @given(count=st.integers(0, 40), world=st.integers(1, 7))
 def test_shards_take_every_item_once(count, world):
     parts = [list(Shard(rank, world).part(range(count))) for rank in range(world)]
-    assert sorted(sum(parts, [])) == list(range(count))
+    assert sorted(chain.from_iterable(parts)) == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -91,7 +91,7 @@ def test_fewer_images_are_spread_over_the_data(data, length):
     found = spread(length, count)
     assert found == sorted(set(found))
     assert len(found) == count
-    gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(found)]
     assert not gaps or max(gaps) - min(gaps) <= 1
     assert spread(length, None) == list(range(length))
 
