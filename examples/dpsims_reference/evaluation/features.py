@@ -122,13 +122,15 @@ def kernel_distance(
         # it says that it keeps the features, which are here already
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance`", UserWarning)
         metric = kid.KernelInceptionDistance(
-            feature=nn.Identity(), subsets=subsets, subset_size=size
+            feature=nn.Identity(),
+            subsets=subsets,
+            subset_size=size,
+            # the rows of all processes are here already
+            sync_on_compute=False,
         )
         # torchmetrics draws its subsets from the global generator; the CPU's alone is put back
         torch.default_generator.manual_seed(derive_seed(seed, "kernel-distance"))
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
-        # a metric that joins the processes by itself would count the gathered features twice
-        metric.sync_on_compute = False
         mean, std = metric.compute()
     return KernelDistance(float(mean), float(std), subsets, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -158,9 +159,8 @@ def time_generator(trained: TrainedGenerator, batch: Batch, *, device: str, seed
         if latents.is_cuda:
             torch.cuda.synchronize(latents.device)
         times.append(time.perf_counter() - started)
-    median = sorted(times[_WARM_UP:])[_TIMED // 2]
     return Speed(
-        len(batch.labels) / median,
+        len(batch.labels) / statistics.median(times[_WARM_UP:]),
         len(batch.labels),
         (size[0], size[1]),
         device,
