@@ -221,7 +221,7 @@ def run(tmp_path_factory):
     trainer.run(picture_every=100)
     trainer.store.close()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(ByColour()), folder / "colour.pt")
     return folder
 

@@ -119,7 +119,7 @@ class Linear(nn.Module):
 
 def save_torchscript(path, network):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(network), path)
 
 

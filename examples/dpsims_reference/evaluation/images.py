@@ -31,9 +31,7 @@ def spread(length: int, count: int | None, *, owner: str = "evaluate") -> list[i
     if count is None:
         return list(range(length))
     if not 1 <= count <= length:
-        msg = (
-            f"{owner}: the number of images must be from 1 to the {length} there are; got {count}"
-        )
+        msg = f"{owner}: num_images must be from 1 to the {length} there are; got {count}"
         raise InputError(msg)
     return [index * length // count for index in range(count)]
 

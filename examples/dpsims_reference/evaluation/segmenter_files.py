@@ -70,8 +70,9 @@ def load_segmenter(
 
 def _read_torchscript(path: Path, device: str) -> Network:
     with warnings.catch_warnings():
-        # newer versions of torch advise to export instead; the files are what people have
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # torch advises to export instead, under one name or the other; people have these files
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         try:
             network = torch.jit.load(path, map_location=device)
         except RuntimeError as error:
