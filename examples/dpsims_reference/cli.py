@@ -19,6 +19,7 @@ from dpsims.errors import (
     NonFiniteError,
 )
 from dpsims_reference.config import OFFICIAL, Config, DataConfig
+from dpsims_reference.evaluation_options import InstrumentOptions, Protocol
 from dpsims_reference.experiments import experiment
 from dpsims_reference.presets import PRESETS, preset
 
@@ -104,16 +105,21 @@ class Sample:
 
 @dataclass
 class Evaluate:
-    """Measure a trained run: label consistency, Fréchet distance, diversity."""
+    """Measure a trained run: FID, KID, mIoU, diversity, speed, with a card and pictures.
+
+    Works under torchrun, where every process measures its share of the images.
+    """
 
     run: Path
     """Folder of the run; RUN@best or RUN@STEP takes another checkpoint than the newest."""
     out: Path | None = None
-    """Where to write evaluation.json; None is the run's folder."""
-    num_images: int = 96
-    """Images per figure."""
-    lpips: bool = False
-    """Also LPIPS over the noises; needs its trunk's weights on disk."""
+    """Folder for eval_card.json and the pictures; None is RUN/evaluation."""
+    split: Literal["auto", "train", "heldout"] = "auto"
+    """Which images; auto takes heldout ones where there are."""
+    instruments: Annotated[InstrumentOptions, tyro.conf.arg(name="")] = field(
+        default_factory=InstrumentOptions
+    )
+    protocol: Annotated[Protocol, tyro.conf.arg(name="")] = field(default_factory=Protocol)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 from dpsims.data import LabelSpec, instance_offsets
 from dpsims.errors import DataError, InputError
 from dpsims_reference.checkpoints import load_module_
+from dpsims_reference.checkpoints.manifest import MANIFEST
 from dpsims_reference.config import Config, from_dict
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
 from dpsims_reference.generator import build_generator
@@ -27,6 +29,10 @@ class TrainedGenerator(NamedTuple):
     generator: ImageGenerator
     config: Config
     spec: LabelSpec
+    step: int | None = None
+    """Training step of its checkpoint."""
+    manifest_sha256: str | None = None
+    """Hash of its checkpoint's manifest, which holds the hashes of all its files."""
 
 
 def load_generator(run: str | Path, *, device: str = "cpu") -> TrainedGenerator:
@@ -41,11 +47,12 @@ def load_generator(run: str | Path, *, device: str = "cpu") -> TrainedGenerator:
         IncompatibleCheckpointError: The tensors do not fit the configuration beside them.
     """
     checkpoint = read_run("load_generator", run)
+    manifest = hashlib.sha256((checkpoint.path / MANIFEST).read_bytes()).hexdigest()
     config = from_dict(Config, checkpoint.state["config"])
     spec = LabelSpec.from_dict(checkpoint.state["spec"])
     generator = build_generator(config)
     load_module_(generator, checkpoint.tensors["ema"], name="ema")
-    return TrainedGenerator(generator.to(device).eval(), config, spec)
+    return TrainedGenerator(generator.to(device).eval(), config, spec, checkpoint.step, manifest)
 
 
 def read_label_map(path: Path, spec: LabelSpec) -> Tensor:

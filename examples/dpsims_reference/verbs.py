@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,8 @@ from dpsims_reference.data.pseudo_labels import pseudo_label_folder
 from dpsims_reference.data.scan_progress import ScanProgress
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.demo import run_demo
-from dpsims_reference.evaluation import Evaluator, evaluate, format_figures
+from dpsims_reference.evaluation import Evaluator
+from dpsims_reference.evaluation.command import evaluate_run
 from dpsims_reference.experiments import describe, experiment, format_experiments
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
@@ -136,14 +136,15 @@ def sample(options: cli.Sample) -> None:
 
 
 def run_evaluation(options: cli.Evaluate) -> None:
-    """Measure a run, print the table, write evaluation.json."""
-    trained = load_generator(options.run, device=pick_device(options.device))
-    figures = evaluate(trained, num_images=options.num_images, with_lpips=options.lpips)
-    print(format_figures(figures))
-    path = (options.out or parse_run(options.run).folder) / "evaluation.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    """Measure a run, print the table, write the card and the pictures."""
+    evaluate_run(
+        options.run,
+        options.out or parse_run(options.run).folder / "evaluation",
+        options.instruments,
+        options.protocol,
+        split=options.split,
+        device=pick_device(options.device),
+    )
 
 
 def pseudo_labels(options: cli.PseudoLabels) -> None:

