@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -57,6 +57,9 @@ class Train:
     """Steps between checkpoints."""
     picture_every: int = 500
     """Steps between sample grids."""
+    diagnose_every: int = 0
+    """Steps between diagnoses (gates, noise per scale, features before and after conditioning);
+    0 for none."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -96,6 +99,52 @@ class Evaluate:
     """Also LPIPS over the noises; needs its trunk's weights on disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+
+
+@dataclass
+class Diagnose:
+    """Look inside a trained run: gates, noise per scale, conditioning of the features."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """Where to write diagnosis.txt and the pictures; None is the run's folder."""
+    num_maps: int = 4
+    """Label maps to look at."""
+    num_noises: int = 4
+    """Noises per map."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+@dataclass
+class Replay:
+    """Run the step of a crash-step-N folder again and tell where values stop being finite."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder that the crashed run left."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+@dataclass
+class Plan:
+    """Predict memory, time and energy of a training run, without a GPU and without data."""
+
+    preset: PresetName = "ade20k"
+    """Where the numbers come from."""
+    gpu: Literal["a100", "h100", "h200"] = "h100"
+    """The GPU."""
+    gpus: tuple[int, ...] = (8,)
+    """Number of GPUs; several numbers make one column each."""
+    batch: tuple[int, ...] | None = None
+    """Images per step over all GPUs, one number for each of --gpus or one for all; None takes the
+    configuration's."""
+    utilisation: float = 0.4
+    """Share of the GPU's peak arithmetic rate that a step reaches."""
+    rst: bool = False
+    """Print the comparison as a reStructuredText table."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 @dataclass
@@ -140,25 +189,40 @@ class Demo:
 
 def parse_train(arguments: Sequence[str]) -> Train:
     """The options of ``train``, with the named preset's numbers as defaults."""
-    name: str = "tiny"
+    default = Train(config=preset(_preset_name(arguments, "tiny")))
+    return tyro.cli(Train, args=list(arguments), default=default, prog=_prog("train"))
+
+
+def parse_plan(arguments: Sequence[str]) -> Plan:
+    """The options of ``plan``, with the named preset's numbers as defaults."""
+    default = Plan(config=preset(_preset_name(arguments, "ade20k")))
+    return tyro.cli(Plan, args=list(arguments), default=default, prog=_prog("plan"))
+
+
+def _preset_name(arguments: Sequence[str], name: str) -> str:
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         if flag == "--preset" and value in PRESETS:
             name = value
         elif flag.startswith("--preset=") and flag.removeprefix("--preset=") in PRESETS:
             name = flag.removeprefix("--preset=")
-    return tyro.cli(
-        Train, args=list(arguments), default=Train(config=preset(name)), prog=_prog("train")
-    )
+    return name
 
 
 _VERBS = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
+    "diagnose": Diagnose,
+    "replay": Replay,
+    "plan": Plan,
     "pseudo-labels": PseudoLabels,
     "check-data": CheckData,
     "demo": Demo,
 }
+
+
+# verbs whose defaults depend on a preset
+_PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {"train": parse_train, "plan": parse_plan}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,11 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wants_help = not arguments or arguments[0] in ("-h", "--help")
         sys.exit(0 if wants_help else 2)
     verb, rest = arguments[0], arguments[1:]
-    options = (
-        parse_train(rest)
-        if verb == "train"
-        else tyro.cli(_VERBS[verb], args=rest, prog=_prog(verb))
-    )
+    parse = _PARSERS.get(verb)
+    options = parse(rest) if parse else tyro.cli(_VERBS[verb], args=rest, prog=_prog(verb))
     from dpsims_reference import verbs
 
     try:

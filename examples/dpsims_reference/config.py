@@ -88,6 +88,8 @@ class ObjectiveConfig:
     """Weight of the contrastive loss (Sec. 4.1); beside which reduction is not given."""
     contrastive_features: str = "vgg19.tv_in1k"
     """timm name of the perceptual network (Table S2), or "discriminator" for D's own features."""
+    contrastive_pretrained: bool = True
+    """False leaves the perceptual network random, for trials without its weights."""
     temperature: float = 0.3
     """InfoNCE temperature (Table 7)."""
     num_patches: int = 128

@@ -86,6 +86,7 @@ class Objective(nn.Module):
             return None, tuple(discriminator.backbone.channels[:_CONTRASTIVE_SCALES])
         network = ConditionedBackbone(
             self.config.contrastive_features,
+            pretrained=self.config.contrastive_pretrained,
             out_indices=_PERCEPTUAL_LEVELS,
             nonlinearity="identity",
             norm="none",

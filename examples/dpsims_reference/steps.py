@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpsims.errors import NonFiniteError
 from dpsims_reference.batches import Batch
 from dpsims_reference.config import Config, OptimConfig
 from dpsims_reference.discriminator import Discriminator
+from dpsims_reference.finite import check_finite_gradients, check_finite_loss
 from dpsims_reference.generator import Generator, GeneratorOutput
-from dpsims_reference.objective import NoisePair, Objective
+from dpsims_reference.objective import Loss, NoisePair, Objective
 from dpsims_reference.randomness import derive_generator
 
 
@@ -75,7 +75,8 @@ class TrainingStep:
             The unweighted terms of both losses, detached.
 
         Raises:
-            NonFiniteError: A loss is NaN or infinite; no weight has been changed by that loss.
+            NonFiniteError: A loss or a gradient is NaN or infinite; names the terms, and no weight
+                has been changed by that loss.
         """
         optim = self.config.optim
         for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
@@ -101,7 +102,7 @@ class TrainingStep:
             real_logits = self.discriminator.decode(batch.images, real_features)
             fake_logits = self.discriminator.decode(images, [f.detach() for f in fake_features])
             loss = self.objective.discriminator_loss(real_logits, fake_logits, batch.labels)
-        self._descend(loss.total, self.discriminator_optimizer, self.discriminator_parameters)
+        self._descend(loss, self.discriminator_optimizer, self.discriminator_parameters)
         return loss.terms
 
     def _update_generator(
@@ -119,18 +120,17 @@ class TrainingStep:
                 fake.pair,
                 generator=rng,
             )
-        self._descend(loss.total, self.generator_optimizer, self.generator_parameters)
+        self._descend(loss, self.generator_optimizer, self.generator_parameters)
         return loss.terms
 
     def _descend(
-        self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
+        self, loss: Loss, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
     ) -> None:
-        if not bool(torch.isfinite(loss)):
-            msg = f"TrainingStep: the loss must be finite; got {float(loss.detach())}"
-            raise NonFiniteError(msg)
+        check_finite_loss(loss)
         optimizer.zero_grad(set_to_none=True)
         # with inputs named, the other network's weights get no gradient and cost nothing
-        loss.backward(inputs=parameters)
+        loss.total.backward(inputs=parameters)
+        check_finite_gradients(parameters, loss)
         if self.config.optim.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_grad)
         optimizer.step()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dpsims.errors import IncompatibleCheckpointError
+from dpsims.errors import IncompatibleCheckpointError, NonFiniteError
 from dpsims_reference.batches import Batch, train_batches, view_batches
 from dpsims_reference.checkpoints import (
     Checkpoint,
@@ -21,14 +21,16 @@ from dpsims_reference.checkpoints import (
     optimizer_tensors,
 )
 from dpsims_reference.config import Config, to_dict
+from dpsims_reference.crash import Networks, dump_crash
 from dpsims_reference.data.sample import ImageDataset
+from dpsims_reference.diagnosis import diagnose_networks
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
 from dpsims_reference.generator import Generator, build_generator
 from dpsims_reference.logs import ProgressBar, RunLog
 from dpsims_reference.objective import Objective
-from dpsims_reference.randomness import derive_generator, derive_seed
+from dpsims_reference.randomness import build_seeded, derive_generator
 from dpsims_reference.recalibration import recalibrate_batch_norm_
 from dpsims_reference.steps import TrainingStep
 
@@ -70,17 +72,14 @@ class Trainer:
         self.seconds = 0.0
 
     def _built(self, name: str, build: Callable[[], M]) -> M:
-        """Build with a seeded global generator, which is put back; channels last is faster."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, f"weights-{name}"))
-            module = build()
-        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return build_seeded(self.config.seed, name, build, self.device)
 
     def run(
         self,
         *,
         save_every: int = 1000,
         picture_every: int = 500,
+        diagnose_every: int = 0,
         max_seconds: float | None = None,
     ) -> bool:
         """Train to the last step; Ctrl-C or ``max_seconds`` stop earlier, and save.
@@ -88,13 +87,15 @@ class Trainer:
         Args:
             save_every: Steps between checkpoints.
             picture_every: Steps between sample grids.
+            diagnose_every: Steps between diagnoses; 0 for none.
             max_seconds: Training time after which the run stops as if it were done.
 
         Returns:
             Whether the last step was reached.
 
         Raises:
-            NonFiniteError: A loss became NaN or infinite.
+            NonFiniteError: A loss or a gradient became NaN or infinite; names the first bad tensor
+                and the folder ``crash-step-N`` from which the step can be replayed.
         """
         if self.objective.diversity_hinge is None:
             self._calibrate()
@@ -105,7 +106,11 @@ class Trainer:
         try:
             with ProgressBar(last, first_step=self.step) as bar:
                 while self.step < last:
-                    terms = self.update(next(batches).to(self.device), self.step)
+                    batch = next(batches).to(self.device)
+                    try:
+                        terms = self.update(batch, self.step)
+                    except NonFiniteError as error:
+                        raise self._crashed(batch, error) from error
                     self.ema.update(self.generator)
                     self.seconds = time.perf_counter() - started
                     record = {"step": float(self.step), "seconds": self.seconds}
@@ -115,6 +120,11 @@ class Trainer:
                     bar.advance(record)
                     if self.step % picture_every == 0:
                         self._picture(log)
+                    if diagnose_every and self.step % diagnose_every == 0:
+                        found = diagnose_networks(
+                            self.generator, self.discriminator, self.dataset, self.config
+                        )
+                        log.numbers("diagnosis", found.numbers(), self.step)
                     if self.step % save_every == 0 and self.step < last:
                         self.save()
                     if max_seconds is not None and self.seconds >= max_seconds:
@@ -126,6 +136,10 @@ class Trainer:
             log.close()
         self.save()
         return self.step >= last
+
+    def _crashed(self, batch: Batch, error: NonFiniteError) -> NonFiniteError:
+        networks = Networks(self.generator, self.discriminator, self.objective, self.config)
+        return dump_crash(self.folder, networks, batch, self.step, error)
 
     def averaged_generator(self) -> Generator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""
