@@ -90,6 +90,8 @@ def dump_crash(
 ) -> NonFiniteError:
     """Write ``folder/crash-step-N`` and give the error to raise, which names the first finding.
 
+    Of several processes each writes its own part of the batch, the others ``crash-step-N-rank-R``.
+
     Args:
         folder: The run's folder.
         networks: The networks as they are; D is already updated if G's half failed.
@@ -97,7 +99,8 @@ def dump_crash(
         step: The step's number.
         error: What the step raised.
     """
-    target = folder / f"crash-step-{step}"
+    rank = distributed.get_rank() if _is_distributed() else 0
+    target = folder / (f"crash-step-{step}" + (f"-rank-{rank}" if rank else ""))
     report = StepReport(
         step, str(error), scan(networks.modules, _batch_tensors(batch), gradients=True)
     )
@@ -106,7 +109,7 @@ def dump_crash(
     except CheckpointError as problem:
         # the fault itself matters more than a full disk
         return NonFiniteError(f"step {step}: {error}; the state could not be saved: {problem}")
-    if not distributed.is_available() or not distributed.is_initialized():
+    if not _is_distributed():
         # the step again, under watch; of several processes none may go alone
         report = report._replace(findings=examine_step(networks, batch, step).findings)
     text = f"{report}\n\nreplay with: python -m dpsims_reference replay {target}\n"
@@ -169,6 +172,10 @@ def _read_networks(checkpoint: Checkpoint, device: str) -> Networks:
     for name, module in networks.modules.items():
         load_module_(module, checkpoint.tensors[name], name=name)
     return networks
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _batch_tensors(batch: Batch) -> dict[str, Any]:

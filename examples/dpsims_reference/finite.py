@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ class StepNonFiniteError(NonFiniteError):
     """A loss or a gradient of a training step is NaN or infinite.
 
     Attributes:
-        terms: The terms of the loss, unweighted.
+        terms: The terms of the loss, unweighted; none if the loss was finite.
     """
 
     def __init__(self, message: str, terms: Mapping[str, float]) -> None:
@@ -48,42 +49,52 @@ class Finding(NamedTuple):
         return f"{text} ({self.note})" if self.note else text
 
 
-def check_finite_loss(loss: Loss) -> None:
+def check_finite_loss(loss: Loss, *, anywhere: Callable[[Tensor], bool] = bool) -> None:
     """Raise unless the loss is finite.
+
+    Args:
+        loss: What is about to be minimised.
+        anywhere: Whether a flag is set on any process; they must all stop together.
 
     Raises:
         StepNonFiniteError: It is not; names the terms that are not, or says that all are.
     """
-    if bool(torch.isfinite(loss.total)):
+    if not anywhere(~torch.isfinite(loss.total.detach())):
         return
-    terms = _numbers(loss.terms)
+    terms = {name: float(value) for name, value in loss.terms.items()}
     shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-    bad = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value))]
-    which = f"not finite: {', '.join(bad)}" if bad else "every term is finite, their sum is not"
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
     total = float(loss.total.detach())
+    which = f"not finite: {', '.join(bad)}" if bad else "every term is finite, their sum is not"
+    if math.isfinite(total):
+        which = "it is not on another process"
     msg = f"TrainingStep: the loss must be finite; got {total:g} ({which}; {shown})"
     raise StepNonFiniteError(msg, terms)
 
 
-def check_finite_gradients(parameters: Iterable[nn.Parameter], loss: Loss) -> None:
+def check_finite_gradients(
+    parameters: Iterable[Tensor], *, anywhere: Callable[[Tensor], bool] = bool
+) -> None:
     """Raise unless every gradient is finite; waits for the device once.
 
+    Args:
+        parameters: Whose gradients; those without one do not count.
+        anywhere: As in :func:`check_finite_loss`.
+
     Raises:
-        StepNonFiniteError: Some gradient is not finite although the loss is.
+        StepNonFiniteError: Some gradient is not finite although the loss was.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     # the largest entry rather than a sum of squares, which overflows for sound gradients
     largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
-    if bool(torch.isfinite(largest)):
+    if not anywhere(~torch.isfinite(largest)):
         return
-    terms = _numbers(loss.terms)
     bad = sum(not bool(torch.isfinite(gradient).all()) for gradient in gradients)
-    shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
     msg = (
         f"TrainingStep: gradients must be finite; got {bad} of {len(gradients)} that are not, "
-        f"from a finite loss ({shown})"
+        "from a finite loss"
     )
-    raise StepNonFiniteError(msg, terms)
+    raise StepNonFiniteError(msg, {})
 
 
 def scan(
@@ -173,7 +184,3 @@ def _finding(kind: str, name: str, value: Tensor, note: str = "") -> Finding | N
         rows = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
         note = f"in samples {rows}"
     return Finding(kind, name, bad, value.numel(), note)
-
-
-def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: float(value) for name, value in terms.items()}

@@ -130,7 +130,7 @@ class TrainingStep:
         optimizer.zero_grad(set_to_none=True)
         # with inputs named, the other network's weights get no gradient and cost nothing
         loss.total.backward(inputs=parameters)
-        check_finite_gradients(parameters, loss)
+        check_finite_gradients(parameters)
         if self.config.optim.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_grad)
         optimizer.step()

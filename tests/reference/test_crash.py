@@ -51,22 +51,30 @@ def test_a_sum_that_overflows_is_told_from_a_bad_term():
     assert_message(caught.value, "every term is finite, their sum is not")
 
 
+def test_a_fault_of_another_process_stops_this_one_too():
+    with pytest.raises(StepNonFiniteError) as caught:
+        check_finite_loss(loss(1.0, d_real=1.0), anywhere=lambda flag: True)
+    assert_message(caught.value, "not on another process", "d_real 1")
+    with pytest.raises(StepNonFiniteError):
+        check_finite_gradients([nn.Parameter(torch.ones(1))], anywhere=lambda flag: True)
+
+
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_a_gradient_that_is_not_finite_is_refused(bad):
     parameters = [nn.Parameter(torch.ones(3)) for _ in range(3)]
     for parameter in parameters[:2]:
         parameter.grad = torch.zeros(3)
-    check_finite_gradients(parameters, loss(1.0))
+    check_finite_gradients(parameters)
     parameters[1].grad[2] = bad
     with pytest.raises(StepNonFiniteError) as caught:
-        check_finite_gradients(parameters, loss(1.0, g_pixel=1.0))
-    assert_message(caught.value, "gradients must be finite", "1 of 2", "g_pixel 1")
+        check_finite_gradients(parameters)
+    assert_message(caught.value, "gradients must be finite", "1 of 2")
 
 
 def test_large_gradients_whose_squares_overflow_pass():
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), 1e30)
-    check_finite_gradients([parameter], loss(1.0))
+    check_finite_gradients([parameter])
 
 
 # --- where it starts
