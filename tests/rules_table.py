@@ -537,13 +537,21 @@ PARTS = (*NN, *LOSSES, *DATA, *METRICS, *OPS)
 
 # public names that no row of the table can hold
 WITHOUT_TENSORS = {
+    "ConditioningLevel": "a NamedTuple of results",
+    "ConditioningReport": "a NamedTuple of results",
+    "FeatureStatistics": "a NamedTuple of results",
     "LabelMix": "a NamedTuple of results",
     "PixelFocalTerms": "a NamedTuple of results",
+    "NoiseGate": "a NamedTuple of results",
+    "NoiseScale": "a NamedTuple of results",
+    "NoiseSensitivity": "a NamedTuple of results",
     "SegmentationScores": "a NamedTuple of results",
     "class_presence": "takes a data set; a bad item is a DataError that names it",
+    "conditioning_report": "gives plain numbers; has its own tests",
     "effective_weight": "takes a layer",
     "fold_spectral_norm_": "takes a module",
     "lpips_distance": "takes the path of a weight file; the module it builds has its own tests",
+    "noise_sensitivity": "takes a module and a callable",
     "refresh_spectral_norm_": "takes a module",
     "spectral_normalize_": "takes a module",
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -78,6 +78,9 @@ class Train:
     """Let many processes share the weights of the frozen networks: less memory, more traffic."""
     timeout: float = 1800.0
     """Seconds that one of many processes waits for the others before all fail."""
+    diagnose_every: int = 0
+    """Steps between diagnoses (gates, noise per scale, features before and after conditioning);
+    0 for none."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -130,6 +133,52 @@ class Experiments:
 
     table: str | None = None
     """Only this table, such as table5."""
+
+
+@dataclass
+class Diagnose:
+    """Look inside a trained run: gates, noise per scale, conditioning of the features."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """Where to write diagnosis.txt and the pictures; None is the run's folder."""
+    num_maps: int = 4
+    """Label maps to look at."""
+    num_noises: int = 4
+    """Noises per map."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+@dataclass
+class Replay:
+    """Run the step of a crash-step-N folder again and tell where values stop being finite."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder that the crashed run left."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+@dataclass
+class Plan:
+    """Predict memory, time and energy of a training run, without a GPU and without data."""
+
+    preset: PresetName = "ade20k"
+    """Where the numbers come from."""
+    gpu: Literal["a100", "h100", "h200"] = "h100"
+    """The GPU."""
+    gpus: tuple[int, ...] = (8,)
+    """Number of GPUs; several numbers make one column each."""
+    batch: tuple[int, ...] | None = None
+    """Images per step over all GPUs, one number for each of --gpus or one for all; None takes the
+    configuration's."""
+    utilisation: float = 0.4
+    """Share of the GPU's peak arithmetic rate that a step reaches."""
+    rst: bool = False
+    """Print the comparison as a reStructuredText table."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 @dataclass
@@ -214,15 +263,27 @@ def train_config(options: Train) -> Config:
     return replace(config, optim=replace(config.optim, steps=options.steps))
 
 
+def parse_plan(arguments: Sequence[str]) -> Plan:
+    """The options of ``plan``, with the named preset's numbers as defaults."""
+    name = _value_of("--preset", arguments)
+    default = Plan(config=preset(name if name in PRESETS else "ade20k"))
+    return tyro.cli(Plan, args=list(arguments), default=default, prog=_prog("plan"))
+
+
 _VERBS = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
     "experiments": Experiments,
+    "diagnose": Diagnose,
+    "replay": Replay,
+    "plan": Plan,
     "pseudo-labels": PseudoLabels,
     "check-data": CheckData,
     "demo": Demo,
 }
+# verbs whose defaults depend on a preset
+_PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {"train": parse_train, "plan": parse_plan}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -236,11 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from dpsims_reference import verbs
 
     try:
-        options = (
-            parse_train(rest)
-            if verb == "train"
-            else tyro.cli(_VERBS[verb], args=rest, prog=_prog(verb))
-        )
+        parse = _PARSERS.get(verb)
+        options = parse(rest) if parse else tyro.cli(_VERBS[verb], args=rest, prog=_prog(verb))
         verbs.RUNNERS[type(options)](options)
     except _EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)

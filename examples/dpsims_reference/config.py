@@ -115,6 +115,8 @@ class ObjectiveConfig:
     """Where the perceptual network's weights come from, as ``discriminator.weights``."""
     contrastive_levels: tuple[int, int, int] = (2, 3, 4)
     """Which of timm's maps of it: those of VGG19 at 1/4, 1/8 and 1/16 (Sec. 3.3)."""
+    contrastive_pretrained: bool = True
+    """False leaves the perceptual network random, for trials without its weights."""
     temperature: float = 0.3
     """InfoNCE temperature (Table 7)."""
     num_patches: int = 128

@@ -58,6 +58,24 @@ class RunLog:
             self._failed = True
             warnings.warn(f"logging stops, the training goes on: {error}", stacklevel=2)
 
+    def numbers(self, name: str, numbers: dict[str, float], step: int) -> None:
+        """Append the numbers of some step to ``<name>.jsonl`` and to TensorBoard.
+
+        Records of this step and later ones, left by the run that this one continues, are dropped.
+        """
+        if self._failed:
+            return
+        path = self.path.with_name(f"{name}.jsonl")
+        try:
+            kept = [record for record in read_log(path) if record["step"] < step]
+            lines = [json.dumps(record) for record in [*kept, {"step": float(step)} | numbers]]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            for key, value in numbers.items():
+                self._board.add_scalar(f"{name}/{key}", value, step)
+        except OSError as error:
+            self._failed = True
+            warnings.warn(f"logging stops, the training goes on: {error}", stacklevel=2)
+
     def picture(self, name: str, pixels: Any, step: int) -> None:
         """Show an ``(H, W, 3)`` picture in TensorBoard."""
         self._board.add_image(name, pixels, step, dataformats="HWC")

@@ -97,6 +97,7 @@ class Objective(nn.Module):
             return None, channels
         network = ConditionedBackbone(
             self.config.contrastive_features,
+            pretrained=self.config.contrastive_pretrained,
             out_indices=self.config.contrastive_levels,
             weights=self.config.contrastive_weights,
             nonlinearity="identity",

@@ -48,6 +48,11 @@ class Report:
             self._log.write(record)
             self._bar.advance(record)
 
+    def numbers(self, name: str, numbers: dict[str, float], step: int) -> None:
+        """Log the numbers of a step that are no losses."""
+        if self._log is not None:
+            self._log.numbers(name, numbers, step)
+
     def picture(self, name: str, pixels: Any, step: int) -> None:
         """Show an ``(H, W, 3)`` picture in TensorBoard."""
         if self._log is not None:

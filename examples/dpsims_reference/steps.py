@@ -10,10 +10,11 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dpsims.errors import InputError, NonFiniteError
+from dpsims.errors import InputError
 from dpsims_reference.batches import Batch, local_batch_size
 from dpsims_reference.config import Config, OptimConfig
 from dpsims_reference.fakes import Fake, FakeSource
+from dpsims_reference.finite import check_finite_gradients, check_finite_loss
 from dpsims_reference.networks import ImageGenerator, PixelDiscriminator
 from dpsims_reference.objective import Loss, Objective
 from dpsims_reference.parallel import Parallel, Shard
@@ -125,8 +126,8 @@ class TrainingStep:
             The unweighted terms of both losses on this process, detached.
 
         Raises:
-            NonFiniteError: A loss is NaN or infinite, here or on another process; no weight has
-                been changed by that loss.
+            NonFiniteError: A loss or a gradient is NaN or infinite, here or on another process;
+                names the terms, and no weight has been changed by that loss.
         """
         for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
             optimizer.param_groups[0]["lr"] = learning_rate(self.config.optim, step)
@@ -196,17 +197,13 @@ class TrainingStep:
         return loss.terms
 
     def _add_gradients(self, loss: Loss) -> None:
-        finite = torch.isfinite(loss.total.detach())
         # all processes stop together: one alone would leave the others waiting for it
-        if self.parallel.any(~finite):
-            got = float(loss.total.detach())
-            where = "" if not math.isfinite(got) else " here, and another on another process"
-            msg = f"TrainingStep: the loss must be finite; got {got}{where}"
-            raise NonFiniteError(msg)
+        check_finite_loss(loss, anywhere=self.parallel.any)
         parts = self.config.optim.accumulate
         self.parallel.backward(loss.total / parts if parts > 1 else loss.total)
 
     def _descend(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+        check_finite_gradients(parameters, anywhere=self.parallel.any)
         if self.config.optim.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_grad)
         optimizer.step()

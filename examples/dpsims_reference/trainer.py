@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from dpsims._checks import check_int
-from dpsims.errors import CheckpointError
+from dpsims.errors import CheckpointError, NonFiniteError
 from dpsims.nn.norm import BatchNorm2d
-from dpsims_reference.batches import local_batch_size, train_batches
+from dpsims_reference.batches import Batch, local_batch_size, train_batches
 from dpsims_reference.best import BestFigure
 from dpsims_reference.checkpoints import Checkpoint, CheckpointStore
 from dpsims_reference.config import Config
+from dpsims_reference.crash import Networks, dump_crash
 from dpsims_reference.data.sample import ImageDataset
+from dpsims_reference.diagnosis import diagnose_networks
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
 from dpsims_reference.figures import save_image
@@ -28,7 +30,7 @@ from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import Parallel
 from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid, scan_labels
-from dpsims_reference.randomness import derive_seed
+from dpsims_reference.randomness import build_seeded
 from dpsims_reference.reporting import Report
 from dpsims_reference.resume import CHECKPOINTS, captured, restore_
 from dpsims_reference.signals import StopRequested, StopSignals
@@ -106,17 +108,14 @@ class Trainer:
             self._store.close()
 
     def _built(self, name: str, build: Callable[[], M]) -> M:
-        """Build with a seeded global generator, which is put back; channels last is faster."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, f"weights-{name}"))
-            module = build()
-        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return build_seeded(self.config.seed, name, build, self.device)
 
     def run(
         self,
         *,
         save_every: int = 1000,
         picture_every: int = 500,
+        diagnose_every: int = 0,
         max_seconds: float | None = None,
     ) -> bool:
         """Train to the last step; a signal or ``max_seconds`` stops earlier, and saves.
@@ -127,20 +126,23 @@ class Trainer:
         Args:
             save_every: Steps between checkpoints.
             picture_every: Steps between sample grids.
+            diagnose_every: Steps between diagnoses; 0 for none.
             max_seconds: Training time after which the run stops as if it were done.
 
         Returns:
             Whether the last step was reached.
 
         Raises:
-            NonFiniteError: A loss became NaN or infinite.
+            NonFiniteError: A loss or a gradient became NaN or infinite; names the first bad tensor
+                and the folder ``crash-step-N`` from which the step can be replayed.
             CheckpointError: The last checkpoint, or several in a row, could not be written.
             KeyboardInterrupt: A second Ctrl-C came during a step; nothing was saved.
         """
         check_int("Trainer.run", "save_every", save_every, minimum=1)
         check_int("Trainer.run", "picture_every", picture_every, minimum=1)
+        check_int("Trainer.run", "diagnose_every", diagnose_every, minimum=0)
         with StopSignals() as stop:
-            self._train(stop, save_every, picture_every, max_seconds)
+            self._train(stop, save_every, picture_every, diagnose_every, max_seconds)
             with stop.saving():
                 if self.step >= self.config.optim.steps:
                     self._save_regular(last=True)
@@ -152,7 +154,12 @@ class Trainer:
         return self.step >= self.config.optim.steps
 
     def _train(
-        self, stop: StopSignals, save_every: int, picture_every: int, max_seconds: float | None
+        self,
+        stop: StopSignals,
+        save_every: int,
+        picture_every: int,
+        diagnose_every: int,
+        max_seconds: float | None,
     ) -> None:
         scan_labels(self.dataset, self.config, self.parallel)
         if self.objective.diversity_hinge is None:
@@ -172,8 +179,8 @@ class Trainer:
             with report:
                 while self.step < last and not stopping:
                     with waiting():
-                        batch = next(batches)
-                    terms = self.update(batch.to(self.device), self.step)
+                        batch = next(batches).to(self.device)
+                    terms = self._updated(batch)
                     self.ema.update(self.generator)
                     self.seconds = time.perf_counter() - started
                     late = max_seconds is not None and self.seconds >= max_seconds
@@ -185,6 +192,8 @@ class Trainer:
                     self.best.observe(record)
                     if self.step % picture_every == 0:
                         self._picture(report)
+                    if diagnose_every and self.step % diagnose_every == 0:
+                        self._diagnose(report)
                     if self.step % save_every == 0 and self.step < last:
                         with stop.saving():
                             self._save_regular()
@@ -193,6 +202,14 @@ class Trainer:
         finally:
             # ends the loader's processes before anything is saved
             batches.close()
+
+    def _updated(self, batch: Batch) -> dict[str, Tensor]:
+        """One step; where it fails, the state is written beside the run."""
+        try:
+            return self.update(batch, self.step)
+        except NonFiniteError as error:
+            networks = Networks(self.generator, self.discriminator, self.objective, self.config)
+            raise dump_crash(self.folder, networks, batch, self.step, error) from error
 
     def _agreed(self, terms: dict[str, Tensor], stopping: bool) -> tuple[dict[str, Tensor], bool]:
         """The terms' means, and whether any process wants to stop, in one message."""
@@ -213,6 +230,10 @@ class Trainer:
         grid = sample_grid(model, self.dataset, self.config)
         save_image(self.folder / "samples" / f"step-{self.step:08d}.png", grid)
         report.picture("samples", grid, self.step)
+
+    def _diagnose(self, report: Report) -> None:
+        found = diagnose_networks(self.generator, self.discriminator, self.dataset, self.config)
+        report.numbers("diagnosis", found.numbers(), self.step)
 
     def _save_regular(self, *, last: bool = False) -> None:
         """Judge and save; a disk that refuses ends the run only if it goes on refusing."""

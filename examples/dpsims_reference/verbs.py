@@ -13,12 +13,15 @@ from dpsims_reference import cli
 from dpsims_reference.batches import local_batch_size
 from dpsims_reference.best import BestFigure, flat_figures
 from dpsims_reference.config import Config, from_dict
+from dpsims_reference.crash import replay_crash
 from dpsims_reference.data.folder import check_folder, format_report
 from dpsims_reference.data.paired import PresenceScan
 from dpsims_reference.data.pseudo_labels import pseudo_label_folder
 from dpsims_reference.data.scan_progress import ScanProgress
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.demo import run_demo
+from dpsims_reference.diagnosis import diagnose_run
+from dpsims_reference.diagnosis_figures import write_diagnosis
 from dpsims_reference.evaluation import Evaluator
 from dpsims_reference.evaluation.command import evaluate_run
 from dpsims_reference.experiments import describe, experiment, format_experiments
@@ -26,6 +29,7 @@ from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
 from dpsims_reference.official_report import check_official
 from dpsims_reference.parallel import Parallel, start_processes
+from dpsims_reference.planning import GPUS, comparison_rst, format_plans, plan_runs
 from dpsims_reference.resume import choose_folder, parse_run
 from dpsims_reference.sampling import load_generator, sample_to_folder
 from dpsims_reference.trainer import Trainer
@@ -71,7 +75,11 @@ def train(options: cli.Train) -> None:
             if options.discard_later:
                 trainer.store.discard_after(trainer.step)
             print(f"continuing {options.resume} after step {trainer.step} in {folder}")
-    trainer.run(save_every=options.save_every, picture_every=options.picture_every)
+    trainer.run(
+        save_every=options.save_every,
+        picture_every=options.picture_every,
+        diagnose_every=options.diagnose_every,
+    )
     trainer.close()
     parallel.close()
     if not trainer.is_first:
@@ -147,6 +155,38 @@ def run_evaluation(options: cli.Evaluate) -> None:
     )
 
 
+def diagnose(options: cli.Diagnose) -> None:
+    """Look inside a run, print the tables, write them and the pictures."""
+    found = diagnose_run(
+        options.run,
+        num_maps=options.num_maps,
+        num_noises=options.num_noises,
+        device=pick_device(options.device),
+    )
+    print(found.table())
+    folder = parse_run(options.run).folder
+    out = options.out or folder
+    written = write_diagnosis(out, found, read_log(folder / "diagnosis.jsonl"))
+    print(f"\nwritten to {out}: {', '.join(path.name for path in written)}")
+
+
+def replay(options: cli.Replay) -> None:
+    """Run a crashed step again."""
+    print(replay_crash(options.folder, device=pick_device(options.device)))
+
+
+def plan(options: cli.Plan) -> None:
+    """Print what a training run would need."""
+    plans = plan_runs(
+        options.config,
+        GPUS[options.gpu],
+        options.gpus,
+        options.batch or (options.config.optim.batch_size,),
+        utilisation=options.utilisation,
+    )
+    print(comparison_rst(plans) if options.rst else format_plans(options.preset, plans))
+
+
 def pseudo_labels(options: cli.PseudoLabels) -> None:
     """Cluster a folder of photographs into classes."""
     out = options.out or options.folder
@@ -178,6 +218,9 @@ RUNNERS: dict[type, Callable[[Any], None]] = {
     cli.Sample: sample,
     cli.Evaluate: run_evaluation,
     cli.Experiments: list_experiments,
+    cli.Diagnose: diagnose,
+    cli.Replay: replay,
+    cli.Plan: plan,
     cli.PseudoLabels: pseudo_labels,
     cli.CheckData: check_data,
     cli.Demo: demo,
