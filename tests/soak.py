@@ -24,7 +24,7 @@ from checkpoint_trials import KINDS, kill_trial, mutation_trial
 from unit_run import small_config
 
 from dpsims.data import LabelSpec
-from dpsims_reference import trainer as trainer_module
+from dpsims_reference import probes
 from dpsims_reference.best import BestFigure
 from dpsims_reference.data.sample import Sample, flip_sample, random_below
 from dpsims_reference.trainer import Trainer
@@ -183,7 +183,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     # the averages of a checkpoint over few maps: the steps are what is tried here
-    trainer_module.RECALIBRATION_MAPS = trainer_module.CALIBRATION_MAPS = 8
+    probes.RECALIBRATION_MAPS = probes.CALIBRATION_MAPS = 8
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "soak.json"
     report = json.loads(path.read_text()) if path.is_file() else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -86,6 +88,11 @@ class Discriminator(PixelDiscriminator):
     def frozen_channels(self) -> tuple[int, ...]:
         """Widths of the maps of a frozen backbone; none of a fine-tuned one."""
         return tuple(self.backbone.channels) if self.backbone.frozen else ()
+
+    @property
+    def encoder(self) -> Callable[[Tensor], list[Tensor]]:
+        """The frozen backbone itself, which can be compiled alone."""
+        return self.backbone if self.backbone.frozen else self.encode
 
     @property
     def trained(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,6 +81,11 @@ class PixelDiscriminator(nn.Module, ABC):
     @abstractmethod
     def frozen_channels(self) -> tuple[int, ...]:
         """Widths of the maps that :meth:`encode` returns, fine to coarse."""
+
+    @property
+    def encoder(self) -> Callable[[Tensor], list[Tensor]]:
+        """What :meth:`encode` runs."""
+        return self.encode
 
     @property
     def trained(self) -> nn.Module:

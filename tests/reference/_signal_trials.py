@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from unit_run import small_config
 
-from dpsims_reference import cli, trainer as trainer_module, verbs
+from dpsims_reference import cli, probes, verbs
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.checkpoints.disk import Disk
 from dpsims_reference.datasets import build_dataset
@@ -78,7 +78,7 @@ class Child:
             plain_write(disk, descriptor, data)
 
         dataset.draw, TrainingStep.__call__, Disk.write = draw, call, write
-        trainer_module.RECALIBRATION_MAPS = trainer_module.CALIBRATION_MAPS = 4
+        probes.RECALIBRATION_MAPS = probes.CALIBRATION_MAPS = 4
         verbs.build_dataset = lambda _: dataset
         verbs.plot_curves = lambda *_: None
         cli.parse_train = lambda _: cli.Train(

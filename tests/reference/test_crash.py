@@ -218,8 +218,8 @@ def test_a_fault_that_does_not_come_back_is_said_so(dataset, tmp_path, monkeypat
     trainer = build(dataset, tmp_path)
     discriminator_loss = trainer.objective.discriminator_loss
 
-    def broken(*arguments):
-        found = discriminator_loss(*arguments)
+    def broken(*arguments, **options):
+        found = discriminator_loss(*arguments, **options)
         return Loss(found.total * NAN, found.terms | {"d_fake": torch.tensor(NAN)})
 
     monkeypatch.setattr(trainer.objective, "discriminator_loss", broken)

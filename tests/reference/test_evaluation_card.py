@@ -84,7 +84,7 @@ def test_every_figure_names_its_network(card):
 
 def test_a_card_survives_the_disk(card, tmp_path):
     write_card(tmp_path / "out" / "eval_card.json", card)
-    assert read_card(tmp_path / "out" / "eval_card.json") == card
+    assert read_card(tmp_path / "out" / "eval_card.json") == json.loads(json.dumps(card))
 
 
 def test_a_class_that_occurs_nowhere_has_no_iou(card):

@@ -60,8 +60,10 @@ def roots(tmp_path_factory):
 
 
 @pytest.fixture
-def copy_of(roots, tmp_path):
-    return lambda name: shutil.copytree(roots[name], tmp_path / name)
+def copy_of(roots, tmp_path_factory):
+    # a short path: messages name it twice
+    folder = tmp_path_factory.mktemp("d")
+    return lambda name: shutil.copytree(roots[name], folder / name)
 
 
 def dataset(name, root, **options):

@@ -13,7 +13,7 @@ from support import assert_equal, assert_message
 from unit_run import small_config
 
 from dpsims.errors import CheckpointError, IncompatibleCheckpointError, InputError
-from dpsims_reference import trainer as trainer_module
+from dpsims_reference import probes
 from dpsims_reference.best import BestFigure
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.checkpoints.disk import Disk
@@ -57,8 +57,8 @@ def config_of(workers=0):
 
 @pytest.fixture(autouse=True)
 def _few_calibration_maps(monkeypatch):
-    monkeypatch.setattr(trainer_module, "RECALIBRATION_MAPS", 4)
-    monkeypatch.setattr(trainer_module, "CALIBRATION_MAPS", 4)
+    monkeypatch.setattr(probes, "RECALIBRATION_MAPS", 4)
+    monkeypatch.setattr(probes, "CALIBRATION_MAPS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def whole(tmp_path_factory, dataset):
     """One run with a checkpoint of every step, step 0 included."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "RECALIBRATION_MAPS", 4)
-        patch.setattr(trainer_module, "CALIBRATION_MAPS", 4)
+        patch.setattr(probes, "RECALIBRATION_MAPS", 4)
+        patch.setattr(probes, "CALIBRATION_MAPS", 4)
         best = BestFigure("g_pixel")
         trainer = Trainer(config_of(), dataset, folder, keep=2 * STEPS, best=best)
         trainer._calibrate()

@@ -169,7 +169,7 @@ def without_norms(config):
     return replace(
         config,
         generator=replace(config.generator, norm="instance", spectral_norm=False),
-        discriminator=replace(config.discriminator, norm="instance", spectral_norm=False),
+        discriminator=replace(config.discriminator, norm="none", spectral_norm=False),
     )
 
 
