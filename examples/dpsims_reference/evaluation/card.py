@@ -70,7 +70,7 @@ def build_card(
     processes: int = 1,
 ) -> dict[str, Any]:
     """The card of a measurement, as JSON values."""
-    config = to_dict(trained.config)
+    config, speed = to_dict(trained.config), found.speed
     return {
         "card_version": VERSION,
         "figures": {name: _json_number(value) for name, value in found.figures.items()},
@@ -89,7 +89,9 @@ def build_card(
                 for name, scores in found.scores.items()
             },
         },
-        "speed": None if found.speed is None else found.speed._asdict(),
+        "speed": None
+        if speed is None
+        else {**speed._asdict(), "image_size": list(speed.image_size)},
         "data": {
             "split": split,
             "fingerprint": dataset.fingerprint(),

@@ -36,6 +36,7 @@ def build_instruments(
         DataError: The segmenter's file is missing or no program.
         InputError: ``swav`` is wanted without its weights.
     """
+    segmenters = _segmenters(options, dataset, device)
     extractors = tuple(_extractor(name, options) for name in options.features)
     distances = [diversity.pixels()]
     if options.lpips != "none":
@@ -43,7 +44,7 @@ def build_instruments(
         distances.append(diversity.lpips(options.lpips, weights=weights, device=device))
     if "efficientnet_lite1" in options.features:
         distances.append(diversity.features(device))
-    return Instruments(extractors, _segmenters(options, dataset, device), tuple(distances))
+    return Instruments(extractors, segmenters, tuple(distances))
 
 
 def _extractor(name: FeatureName, options: InstrumentOptions) -> FeatureExtractor:
