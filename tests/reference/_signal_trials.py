@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -136,7 +137,9 @@ def trial(folder, script, workers, save_every):
             send(process, number, target)
             # the handler runs while the child still waits here
             time.sleep(0.05)
-        os.write(go, b".")
+        # a trainer that has just died reads no more
+        with contextlib.suppress(BrokenPipeError):
+            os.write(go, b".")
     _, status = os.waitpid(process, 0)
     store = CheckpointStore.read_latest(folder / "checkpoints")
     return {
