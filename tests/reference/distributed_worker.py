@@ -67,7 +67,7 @@ def configs():
     split = replace(
         apart,
         generator=replace(apart.generator, norm="instance", spectral_norm=False),
-        discriminator=replace(apart.discriminator, norm="instance", spectral_norm=False),
+        discriminator=replace(apart.discriminator, norm="none", spectral_norm=False),
     )
     return {"reuse": normed, "apart": apart, "accumulated": split}
 

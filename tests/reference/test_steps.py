@@ -165,7 +165,7 @@ def test_integer_betas_are_accepted(batch):
 
 
 def without_norms(config):
-    """No batch norm and no spectral norm: parts of a batch are independent."""
+    """No batch and no spectral norm (D's coarsest map is one pixel, too small for others): parts of a batch are independent."""
     return replace(
         config,
         generator=replace(config.generator, norm="instance", spectral_norm=False),
