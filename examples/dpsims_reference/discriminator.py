@@ -90,12 +90,12 @@ class Discriminator(PixelDiscriminator):
         return tuple(self.backbone.channels) if self.backbone.frozen else ()
 
     @property
-    def encoder(self) -> Callable[[Tensor], list[Tensor]]:
+    def frozen_part(self) -> Callable[[Tensor], list[Tensor]]:
         """The frozen backbone itself, which can be compiled alone."""
         return self.backbone if self.backbone.frozen else self.encode
 
     @property
-    def trained(self) -> nn.Module:
+    def trained_part(self) -> nn.Module:
         """The decoder where nothing else is trained, so that the rest may be sharded."""
         return self.decoder if self.backbone.frozen and self.mixing is None else self
 

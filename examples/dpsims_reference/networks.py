@@ -83,12 +83,12 @@ class PixelDiscriminator(nn.Module, ABC):
         """Widths of the maps that :meth:`encode` returns, fine to coarse."""
 
     @property
-    def encoder(self) -> Callable[[Tensor], list[Tensor]]:
+    def frozen_part(self) -> Callable[[Tensor], list[Tensor]]:
         """What :meth:`encode` runs."""
         return self.encode
 
     @property
-    def trained(self) -> nn.Module:
+    def trained_part(self) -> nn.Module:
         """What :meth:`decode` runs: a module of images and frozen features."""
         return self
 

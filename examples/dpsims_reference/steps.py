@@ -80,9 +80,9 @@ class TrainingStep:
         self.discriminator_parameters = [p for p in discriminator.parameters() if p.requires_grad]
         self.generator_optimizer = self._adam(self.generator_parameters)
         self.discriminator_optimizer = self._adam(self.discriminator_parameters)
-        self._encode: Callable[[Tensor], list[Tensor]] = self._built(discriminator.encoder)
+        self._encode: Callable[[Tensor], list[Tensor]] = self._built(discriminator.frozen_part)
         # G's half looks through D as it is: no gradient of D's weights is to be averaged
-        self._decode: Callable[..., Tensor] = self._built(discriminator.trained)
+        self._decode: Callable[..., Tensor] = self._built(discriminator.trained_part)
         self._trained_decode = self.parallel.wrap(self._decode)
         self._generate = self.parallel.wrap(self._built(generator))
         self._fakes = FakeSource(generator, self._generate, config)
