@@ -172,7 +172,8 @@ class Trainer:
             self.dataset, self.config, first_step=self.step, shard=self.parallel.shard
         )
         # a process that left the others while it waits would leave them waiting
-        waiting = stop.waiting if self.parallel.world_size == 1 else contextlib.nullcontext
+        alone = self.parallel.world_size == 1
+        waiting = stop.waiting if alone else contextlib.nullcontext
         started = time.perf_counter() - self.seconds
         stopping = stop.requested is not None
         try:
@@ -197,6 +198,8 @@ class Trainer:
                     if self.step % save_every == 0 and self.step < last:
                         with stop.saving():
                             self._save_regular()
+                    # a signal during the save; many processes agree after the next step
+                    stopping = stopping or (alone and stop.requested is not None)
         except StopRequested:
             pass
         finally:
