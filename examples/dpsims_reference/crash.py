@@ -170,7 +170,7 @@ def _read_networks(checkpoint: Checkpoint, device: str) -> Networks:
     objective.diversity_hinge = None if hinge == "None" else float(hinge)
     networks = Networks(generator, discriminator, objective, config)
     for name, module in networks.modules.items():
-        load_module_(module, checkpoint.tensors[name], name=name)
+        load_module_(module, checkpoint.tensors[name], name=name, allow_nonfinite=True)
     return networks
 
 
