@@ -17,9 +17,18 @@ from dpsims_reference.datasets import build_dataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.generator import build_generator
 from dpsims_reference.objective import Objective
-from dpsims_reference.planning import GPUS, Cluster, StepCounts, count_step, estimate, plan_runs
+from dpsims_reference.planning import (
+    GPUS,
+    Cluster,
+    StepCounts,
+    comparison_rst,
+    count_step,
+    count_steps,
+    estimate,
+    plan_runs,
+)
 from dpsims_reference.planning.estimate import all_reduce_volume, energy, split_batch
-from dpsims_reference.planning.live import LiveBytes
+from dpsims_reference.planning.live import Meter
 from dpsims_reference.planning.phases import Phase
 from dpsims_reference.steps import TrainingStep
 
@@ -32,12 +41,19 @@ STEPS = {
 
 @functools.cache
 def config_of(name):
-    return unit_config(**STEPS[name])
+    config = unit_config(**STEPS[name])
+    # one of the two with spectral norm
+    part = replace(config.discriminator, spectral_norm=name == "own")
+    return replace(config, discriminator=part)
 
 
 @functools.cache
+def both(name):
+    return dict(zip((2, 4), count_steps(config_of(name), (2, 4)), strict=True))
+
+
 def counted(name, batch=4):
-    return count_step(config_of(name), batch)
+    return both(name)[batch]
 
 
 def phase(counts, half, name):
@@ -199,7 +215,7 @@ def real_step(name):
 
 
 def test_live_bytes_of_a_hand_computed_case():
-    with LiveBytes() as live:
+    with Meter() as live:
         x = torch.zeros(1000)
         y = x + 1
         z = y.view(10, 100)
@@ -243,7 +259,7 @@ def test_the_predicted_peak_needs_no_values(name):
         for group in (step.generator_parameters, step.discriminator_parameters)
         for p in group
     )
-    with LiveBytes() as live:
+    with Meter() as live:
         step(batch_of(name), 1)
     assert counted(name).peak_bytes == pytest.approx(live.peak + held, rel=0.1)
 
@@ -273,9 +289,9 @@ def test_what_is_kept_for_the_backward_is_what_a_real_decoder_keeps(name):
 
 
 def test_half_precision_keeps_less():
-    config = config_of("own")
+    config = config_of("reuse")
     mixed = replace(config, optim=replace(config.optim, precision="bf16"))
-    half, single = count_step(mixed, 4), counted("own")
+    half, single = count_step(mixed, 4), counted("reuse")
     assert half.flops == single.flops
     assert half.saved_bytes["D"] < 0.8 * single.saved_bytes["D"]
     assert half.weight_bytes == single.weight_bytes
@@ -436,20 +452,23 @@ def test_options_start_from_the_preset():
     assert parse_plan(["--preset", "cityscapes"]).config.data.image_size == (256, 512)
 
 
-SMALL = [
-    "--discriminator.backbone", "test_efficientnet",
-    "--generator.channels", "16", "16", "8", "8",
-]  # fmt: skip
+SMALL = ["--discriminator.backbone", "test_efficientnet"]
+SMALL += ["--generator.channels", "16", "16", "8", "8"]
 
 
 def test_the_verb_prints_a_plan(capsys):
-    main(["plan", "--preset", "tiny", *SMALL, "--gpus", "1", "2", "--gpu", "h200"])
+    main(["plan", "--preset", "tiny", *SMALL, "--gpus", "2", "--gpu", "h200"])
     text = capsys.readouterr().out
     for part in ("nothing was run", "H200", "parameters", "frozen networks, backward"):
         assert part in text
     for part in ("Adam's moments", "energy, kWh", "load with 2 GPUs"):
         assert part in text
-    main(["plan", "--preset", "tiny", *SMALL, "--gpus", "2", "--rst"])
-    table = capsys.readouterr().out
+
+
+def test_several_plans_as_a_table():
+    table = comparison_rst([plan(Cluster(gpu(), gpus=n)) for n in (2, 64)])
     assert table.startswith(".. list-table::")
-    assert "   * - GPUs\n     - 2\n" in table
+    assert "   * - GPUs\n     - 2\n     - 64\n" in table
+    assert "   * - steps\n     - 400\n     - 13\n" in table
+    assert "(too much)" not in table
+    assert "(too much)" in comparison_rst([plan(Cluster(gpu(memory_bytes=1e4)))])

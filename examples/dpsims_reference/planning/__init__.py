@@ -3,6 +3,7 @@
 from dpsims_reference.planning.counts import (
     StepCounts as StepCounts,
     count_step as count_step,
+    count_steps as count_steps,
 )
 from dpsims_reference.planning.estimate import (
     Estimate as Estimate,

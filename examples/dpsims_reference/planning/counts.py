@@ -6,6 +6,7 @@ seconds on any machine, under the same autocast and with the same attention kern
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,8 +92,14 @@ def count_step(config: Config, batch: int) -> StepCounts:
         Elementwise work is not counted as operations; its memory is. What a kernel allocates for
         itself and what an allocator leaves unused are not counted.
     """
+    return count_steps(config, [batch])[0]
+
+
+def count_steps(config: Config, batches: Sequence[int]) -> list[StepCounts]:
+    """As :func:`count_step`, for several batch sizes; the networks are built once."""
     pairs = config.optim.pairs == "split_batch"
-    check_int("count_step", "batch", batch, minimum=2 if pairs else 1)
+    for batch in batches:
+        check_int("count_step", "batch", batch, minimum=2 if pairs else 1)
     with torch.device("meta"):
         networks = _build(config)
     lasting: list[Tensor] = []
@@ -109,19 +116,33 @@ def count_step(config: Config, batch: int) -> StepCounts:
         for module in networks:
             # _apply also reaches frozen networks, which are in no list of parameters
             module._apply(convert)
-        step = MeasuredStep(config, *networks, lasting)
-        step.run(batch)
-        parameters = {n: sum(p.numel() for p in found) for n, found in step.trained.items()}
-        parameters["frozen"] = sum(sizes) - sum(parameters.values())
-        return StepCounts(
-            batch=batch,
-            parameters=parameters,
-            weight_bytes=sum(tensor.nbytes for tensor in lasting),
-            ema_bytes=sum(value.nbytes for value in networks[0].state_dict().values()),
-            gradient_bytes=4 * sum(parameters[name] for name in step.trained),
-            phases=tuple(step.phases),
-            peak_bytes=step.live.peak,
-        )
+        ema = sum(value.nbytes for value in networks[0].state_dict().values())
+        return [_count(config, networks, lasting, sum(sizes), ema, batch) for batch in batches]
+
+
+def _count(
+    config: Config,
+    networks: tuple[Generator, Discriminator, Objective],
+    lasting: list[Tensor],
+    num_weights: int,
+    ema_bytes: int,
+    batch: int,
+) -> StepCounts:
+    for module in networks:
+        module.zero_grad(set_to_none=True)
+    step = MeasuredStep(config, *networks, lasting)
+    step.run(batch)
+    parameters = {n: sum(p.numel() for p in found) for n, found in step.trained.items()}
+    parameters["frozen"] = num_weights - sum(parameters.values())
+    return StepCounts(
+        batch=batch,
+        parameters=parameters,
+        weight_bytes=sum(tensor.nbytes for tensor in lasting),
+        ema_bytes=ema_bytes,
+        gradient_bytes=4 * sum(parameters[name] for name in step.trained),
+        phases=tuple(step.phases),
+        peak_bytes=step.meter.peak,
+    )
 
 
 def _build(config: Config) -> tuple[ImageGenerator, PixelDiscriminator, Objective]:

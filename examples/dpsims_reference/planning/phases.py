@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dpsims_reference.config import Config
 from dpsims_reference.networks import GeneratorOutput, ImageGenerator, PixelDiscriminator
 from dpsims_reference.objective import NoisePair, Objective
-from dpsims_reference.planning.live import LiveBytes
+from dpsims_reference.planning.live import Meter
 
 
 class Phase(NamedTuple):
@@ -53,7 +52,7 @@ class MeasuredStep:
 
     Attributes:
         phases: What was measured.
-        live: Bytes of everything that a step makes.
+        meter: Operations and bytes of everything that a step makes.
         trained: Trained parameters by network.
     """
 
@@ -69,7 +68,7 @@ class MeasuredStep:
         self.generator, self.discriminator = generator, discriminator
         self.objective = objective
         self.phases: list[Phase] = []
-        self.live = LiveBytes()
+        self.meter = Meter()
         self.trained = {
             "generator": _trained(generator),
             "decoder": _trained(discriminator),
@@ -79,7 +78,7 @@ class MeasuredStep:
 
     def run(self, batch: int) -> None:
         """Measure one step with ``batch`` images."""
-        with self.live:
+        with self.meter:
             images, labels, extra = self._batch(batch)
             with self._phase("real images, frozen networks", "D", frozen=True), torch.no_grad():
                 real = self.discriminator.encode(images)
@@ -190,14 +189,13 @@ class MeasuredStep:
             return tensor
 
         mixed = autocast and self.config.optim.precision == "bf16"
-        counter = FlopCounterMode(display=False)
+        before = self.meter.flops
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, _same),
             torch.autocast("cpu", torch.bfloat16, enabled=mixed),
-            counter,
         ):
             yield
-        flops = counter.get_total_flops()
+        flops = self.meter.flops - before
         self.phases.append(Phase(name, half, frozen, flops, sum(saved.values())))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dpsims.errors import InputError
 from dpsims_reference.config import Config
-from dpsims_reference.planning.counts import StepCounts, count_step
+from dpsims_reference.planning.counts import StepCounts, count_steps
 from dpsims_reference.planning.estimate import Estimate, estimate, split_batch
 from dpsims_reference.planning.hardware import Cluster, Gpu
 
@@ -55,7 +55,8 @@ def plan_runs(
         raise InputError(msg)
     batches = list(batches) * len(gpus) if len(batches) == 1 else batches
     shares = [split_batch(*pair) for pair in zip(batches, gpus, strict=True)]
-    counts = {share: count_step(config, share) for share in sorted(set(shares))}
+    distinct = sorted(set(shares))
+    counts = dict(zip(distinct, count_steps(config, distinct), strict=True))
     return [
         estimate(
             counts[share],
