@@ -165,7 +165,7 @@ def test_integer_betas_are_accepted(batch):
 
 
 def without_norms(config):
-    """No batch and no spectral norm (D's coarsest map is one pixel, too small for others): parts of a batch are independent."""
+    """Parts of a batch are independent; D's coarsest map, one pixel, has no instance norm."""
     return replace(
         config,
         generator=replace(config.generator, norm="instance", spectral_norm=False),
