@@ -165,7 +165,7 @@ def test_integer_betas_are_accepted(batch):
 
 
 def without_norms(config):
-    """Parts of a batch are independent; D's coarsest map is too small for instance norm."""
+    """Parts of a batch are independent; D's coarsest map, one pixel, has no instance norm."""
     return replace(
         config,
         generator=replace(config.generator, norm="instance", spectral_norm=False),
