@@ -168,9 +168,9 @@ class Objective(nn.Module):
         terms = {"g_pixel": pixel.detach()}
         contrastive = self.contrastive if contrastive is None else contrastive
         if contrastive is not None:
-            nce = contrastive(fake_maps, real_maps, generator=generator, shard=shard)
-            total = total + part.contrastive_weight * nce
-            terms["g_contrastive"] = nce.detach()
+            term = contrastive(fake_maps, real_maps, generator=generator, shard=shard)
+            total = total + part.contrastive_weight * term
+            terms["g_contrastive"] = term.detach()
         if part.diversity_weight > 0:
             if self.diversity_hinge is None:
                 msg = "Objective: diversity_hinge must be set by calibrate() first; got None"
