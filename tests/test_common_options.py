@@ -228,6 +228,7 @@ OPTIONS = (
             "num_outputs": INT,
             "full_res_channels": INT,
             "head_channels": INT,
+            "checkpoint": BOOL,
             "widths": {**or_none(INTS), "longer": [2, 2]},
         },
     ),
@@ -356,6 +357,7 @@ OPTIONS = (
             "fingerprint": {"int": 3},
             "save_every": INT,
             "progress": {"int": 3},
+            "workers": INT_FROM_0,
         },
     ),
     Options(
@@ -373,6 +375,33 @@ OPTIONS = (
         "pairwise_diversity",
         with_inputs("pairwise_diversity"),
         {"distance": {"int": 3, "none": None, "text": "l1"}},
+    ),
+    Options(
+        "noise_sensitivity",
+        with_sizes(
+            metrics.noise_sensitivity,
+            generator=torch.nn.Identity(),
+            render=lambda _: torch.zeros(1, 3, 2, 2),
+        ),
+        {
+            "generator": {"int": 3, "function": len},
+            "render": {"int": 3, "none": None},
+            "num_noises": {**INT, "one": 1},
+            "layers": {"unknown": ["no such"]},
+            "distance": {"int": 3, "none": None, "text": "l1"},
+        },
+    ),
+    Options(
+        "conditioning_report",
+        with_sizes(
+            metrics.conditioning_report,
+            backbone=parts.ConditionedBackbone("test_resnet", pretrained=False),
+            images=torch.zeros(1, 3, 32, 32),
+        ),
+        {
+            "backbone": {"int": 3, "none": None, "other-module": torch.nn.Identity()},
+            "images": {"int": 3, "none": None, "gray": torch.zeros(1, 1, 32, 32)},
+        },
     ),
     Options("lpips_distance", metrics.lpips_distance, {"net": CHOICE, "weights": {"int": 3}}),
     Options("frechet_distance", with_inputs("frechet_distance"), {"warn_rank": BOOL}),

@@ -31,7 +31,7 @@ from dpsims_reference.parallel import (
     Shard,
     start_processes,
 )
-from dpsims_reference.resuming import check_same_run
+from dpsims_reference.resume import check_same_run
 from dpsims_reference.sharding import shard_backbones_
 from dpsims_reference.steps import TrainingStep
 
