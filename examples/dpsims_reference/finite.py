@@ -84,7 +84,9 @@ def check_finite_gradients(
     Raises:
         StepNonFiniteError: Some gradient is not finite although the loss was.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+    # a process may hold none of a sharded parameter
+    gradients = [gradient for gradient in gradients if gradient.numel()]
     # the largest entry rather than a sum of squares, which overflows for sound gradients
     largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
     if not anywhere(~torch.isfinite(largest)):
@@ -95,6 +97,12 @@ def check_finite_gradients(
         "from a finite loss"
     )
     raise StepNonFiniteError(msg, {})
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """This process's part, where the parameter is sharded."""
+    part: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return part
 
 
 def scan(

@@ -48,7 +48,7 @@ _TINY = Config(
         embed_dim=64,
         projector_convs=0,
         # more makes noises differ more, and costs label consistency and Fréchet distance
-        threshold_scale=0.3,
+        threshold_scale=0.33,
     ),
     optim=OptimConfig(
         batch_size=4,

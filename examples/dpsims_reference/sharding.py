@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -82,6 +83,8 @@ def _mesh(parallel: Parallel) -> DeviceMesh:
 
 def _shard_(module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     """Gather ``blocks`` one at a time, and all that is left with ``module``."""
+    # torch shards no channels-last weights
+    module.to(memory_format=torch.contiguous_format)
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)

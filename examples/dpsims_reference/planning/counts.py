@@ -122,7 +122,7 @@ def count_steps(config: Config, batches: Sequence[int]) -> list[StepCounts]:
 
 def _count(
     config: Config,
-    networks: tuple[Generator, Discriminator, Objective],
+    networks: tuple[ImageGenerator, PixelDiscriminator, Objective],
     lasting: list[Tensor],
     num_weights: int,
     ema_bytes: int,
