@@ -155,7 +155,7 @@ def test_every_integer_mode_reads_as_ids(tmp_path, mode):
     if mode == "I;16":
         Image.fromarray(ids.astype(np.uint16) + 700).save(path)
         assert (read_ids(path) == ids.astype(int) + 700).all()
-        assert (distinct_ids(path) == np.unique(ids).astype(int) + 700).all()
+        assert (distinct_ids(path) == np.unique(ids.astype(int)) + 700).all()
         return
     if mode.startswith("gray"):
         _write_gray_png(path, ids, depth=int(mode[4:]))

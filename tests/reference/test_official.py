@@ -410,3 +410,15 @@ def test_names_and_colours_are_one_per_class(roots, name):
     assert spec.ignore_index == 0
     assert all(re.fullmatch(r"[a-z][a-z \-]*", text) for text in spec.names)
     assert len(set(spec.names)) == spec.num_classes
+
+
+def test_a_smaller_map_holds_the_pixels_under_the_middles(copy_of):
+    root = copy_of("ade20k")
+    rows = np.repeat(np.arange(96, dtype=np.uint8)[:, None], 128, axis=1)
+    cols = np.repeat(np.arange(128, dtype=np.uint8)[None], 96, axis=0)
+    data = dataset("ade20k", root, image_size=(24, 32))
+    for ids, middles in ((rows, torch.arange(24)[:, None]), (cols, torch.arange(32)[None])):
+        Image.fromarray(ids).save(data.pair(0).labels)
+        # four pixels become one: the middle is the border of the second and the third
+        wanted = (4 * middles + 2).expand(24, 32).to(torch.uint8)
+        assert_equal(data.view(0).labels, wanted)
