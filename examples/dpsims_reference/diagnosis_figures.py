@@ -55,6 +55,9 @@ def plot_diagnosis(path: Path, found: Diagnosis) -> None:
     _pairs(kurtosis, labels, [(lv.before.kurtosis, lv.after.kurtosis) for lv in levels])
     kurtosis.set_title("kurtosis of D's features (3: normal)", fontsize=10)
     kurtosis.set_yscale("log")
+    # plain numbers, not powers of ten
+    kurtosis.yaxis.set_major_formatter("{x:g}")
+    kurtosis.yaxis.set_minor_formatter("{x:g}")
     kurtosis.axhline(3, color=_INK, linewidth=0.8, linestyle=":")
     _pairs(
         rank,
