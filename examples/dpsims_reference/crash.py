@@ -17,7 +17,8 @@ from torch import Tensor, distributed, nn
 from dpsims.errors import CheckpointError, NonFiniteError
 from dpsims_reference.batches import Batch
 from dpsims_reference.checkpoints import Checkpoint, CheckpointStore, load_module_
-from dpsims_reference.config import Config, from_dict, to_dict
+from dpsims_reference.config import Config
+from dpsims_reference.config_json import from_dict, to_dict
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.finite import Finding, StepNonFiniteError, scan, watch
 from dpsims_reference.generator import build_generator

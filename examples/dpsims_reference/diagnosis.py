@@ -26,7 +26,7 @@ from dpsims_reference.discriminator import Discriminator, build_discriminator
 from dpsims_reference.generator import Generator
 from dpsims_reference.networks import ImageGenerator, PixelDiscriminator
 from dpsims_reference.randomness import build_seeded, derive_generator
-from dpsims_reference.resume import read_run
+from dpsims_reference.runs import read_run
 from dpsims_reference.sampling import load_generator
 
 

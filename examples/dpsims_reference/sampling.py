@@ -15,12 +15,13 @@ from dpsims.data import LabelSpec, instance_offsets
 from dpsims.errors import DataError, InputError
 from dpsims_reference.checkpoints import load_module_
 from dpsims_reference.checkpoints.manifest import MANIFEST
-from dpsims_reference.config import Config, from_dict
+from dpsims_reference.config import Config
+from dpsims_reference.config_json import from_dict
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
 from dpsims_reference.generator import build_generator
 from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.randomness import derive_generator
-from dpsims_reference.resume import read_run
+from dpsims_reference.runs import read_run
 
 
 class TrainedGenerator(NamedTuple):

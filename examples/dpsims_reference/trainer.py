@@ -1,43 +1,33 @@
-"""The training loop, on one device or many: log, pictures, checkpoints, resume."""
+"""Everything that a run holds, on one device or many: networks, averages, checkpoints, resume."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dpsims._checks import check_int
-from dpsims.errors import CheckpointError, NonFiniteError
 from dpsims.nn.norm import BatchNorm2d
-from dpsims_reference.batches import Batch, local_batch_size, train_batches
+from dpsims_reference.batches import local_batch_size
 from dpsims_reference.best import BestFigure
 from dpsims_reference.checkpoints import Checkpoint, CheckpointStore
 from dpsims_reference.config import Config
-from dpsims_reference.crash import Networks, dump_crash
 from dpsims_reference.data.sample import ImageDataset
-from dpsims_reference.diagnosis import diagnose_networks
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
-from dpsims_reference.figures import save_image
 from dpsims_reference.generator import build_generator
+from dpsims_reference.loop import Loop, Schedule
 from dpsims_reference.networks import ImageGenerator
 from dpsims_reference.objective import Objective
 from dpsims_reference.parallel import Parallel
-from dpsims_reference.probes import calibrate_, recalibrate_, sample_grid, scan_labels
+from dpsims_reference.probes import calibrate_, recalibrate_, scan_labels
 from dpsims_reference.randomness import build_seeded
-from dpsims_reference.reporting import Report
-from dpsims_reference.resume import CHECKPOINTS, captured, restore_
-from dpsims_reference.signals import StopRequested, StopSignals
+from dpsims_reference.resume import captured, restore_
+from dpsims_reference.runs import CHECKPOINTS
+from dpsims_reference.signals import StopSignals
 from dpsims_reference.steps import TrainingStep
-
-# regular checkpoints in a row that may fail before the run ends
-_FAILED_SAVES = 3
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -93,7 +83,7 @@ class Trainer:
         )
         self.best = BestFigure(None) if best is None else best
         self._store = CheckpointStore(folder / CHECKPOINTS, keep=keep) if self.is_first else None
-        self.step, self._saved, self._failed_saves = 0, -1, 0
+        self.step, self._saved = 0, -1
         self.seconds = 0.0
 
     @property
@@ -142,10 +132,13 @@ class Trainer:
         check_int("Trainer.run", "picture_every", picture_every, minimum=1)
         check_int("Trainer.run", "diagnose_every", diagnose_every, minimum=0)
         with StopSignals() as stop:
-            self._train(stop, save_every, picture_every, diagnose_every, max_seconds)
+            self._prepare()
+            schedule = Schedule(save_every, picture_every, diagnose_every, max_seconds)
+            loop = Loop(self, schedule, stop)
+            loop.run()
             with stop.saving():
                 if self.step >= self.config.optim.steps:
-                    self._save_regular(last=True)
+                    loop.save(last=True)
                 elif self._saved != self.step:
                     self.save()
             if stop.requested and self.is_first and self.step < self.config.optim.steps:
@@ -153,105 +146,19 @@ class Trainer:
                 print(f"go on with: python -m dpsims_reference train --resume {self.folder}")
         return self.step >= self.config.optim.steps
 
-    def _train(
-        self,
-        stop: StopSignals,
-        save_every: int,
-        picture_every: int,
-        diagnose_every: int,
-        max_seconds: float | None,
-    ) -> None:
+    def _prepare(self) -> None:
+        """What the first step needs to know of the data."""
         scan_labels(self.dataset, self.config, self.parallel)
         if self.objective.diversity_hinge is None:
             calibrate_(self.objective, self.generator, self.dataset, self.config, self.parallel)
         if self.step == 0:
             self.best.start(self.averaged_generator)
-        last = self.config.optim.steps
-        report = Report(self.folder, last, first_step=self.step, active=self.is_first)
-        batches = train_batches(
-            self.dataset, self.config, first_step=self.step, shard=self.parallel.shard
-        )
-        # a process that left the others while it waits would leave them waiting
-        alone = self.parallel.world_size == 1
-        waiting = stop.waiting if alone else contextlib.nullcontext
-        started = time.perf_counter() - self.seconds
-        stopping = stop.requested is not None
-        try:
-            with report:
-                while self.step < last and not stopping:
-                    with waiting():
-                        batch = next(batches).to(self.device)
-                    terms = self._updated(batch)
-                    self.ema.update(self.generator)
-                    self.seconds = time.perf_counter() - started
-                    late = max_seconds is not None and self.seconds >= max_seconds
-                    terms, stopping = self._agreed(terms, late or stop.requested is not None)
-                    record = {"step": float(self.step), "seconds": self.seconds}
-                    record |= {name: float(value) for name, value in terms.items()}
-                    self.step += 1
-                    report.step(record)
-                    self.best.observe(record)
-                    if self.step % picture_every == 0:
-                        self._picture(report)
-                    if diagnose_every and self.step % diagnose_every == 0:
-                        self._diagnose(report)
-                    if self.step % save_every == 0 and self.step < last:
-                        with stop.saving():
-                            self._save_regular()
-                    # a signal during the save; many processes agree after the next step
-                    stopping = stopping or (alone and stop.requested is not None)
-        except StopRequested:
-            pass
-        finally:
-            # ends the loader's processes before anything is saved
-            batches.close()
-
-    def _updated(self, batch: Batch) -> dict[str, Tensor]:
-        """One step; where it fails, the state is written beside the run."""
-        try:
-            return self.update(batch, self.step)
-        except NonFiniteError as error:
-            networks = Networks(self.generator, self.discriminator, self.objective, self.config)
-            raise dump_crash(self.folder, networks, batch, self.step, error) from error
-
-    def _agreed(self, terms: dict[str, Tensor], stopping: bool) -> tuple[dict[str, Tensor], bool]:
-        """The terms' means, and whether any process wants to stop, in one message."""
-        flag = torch.tensor(float(stopping), device=self.device)
-        terms = self.parallel.mean(terms | {"stopping": flag})
-        return terms, bool(terms.pop("stopping"))
 
     def averaged_generator(self) -> ImageGenerator:
         """The averaged generator, its batch-norm statistics re-estimated on training maps."""
         model = self.ema.model
         recalibrate_(model, self.dataset, self.config, self.parallel)
         return model
-
-    def _picture(self, report: Report) -> None:
-        model = self.averaged_generator()
-        if not self.is_first:
-            return
-        grid = sample_grid(model, self.dataset, self.config)
-        save_image(self.folder / "samples" / f"step-{self.step:08d}.png", grid)
-        report.picture("samples", grid, self.step)
-
-    def _diagnose(self, report: Report) -> None:
-        found = diagnose_networks(self.generator, self.discriminator, self.dataset, self.config)
-        report.numbers("diagnosis", found.numbers(), self.step)
-
-    def _save_regular(self, *, last: bool = False) -> None:
-        """Judge and save; a disk that refuses ends the run only if it goes on refusing."""
-        before = self.best.state()
-        self.best.judge(self.step, self.averaged_generator)
-        try:
-            self.save()
-            self._failed_saves = 0
-        except CheckpointError as error:
-            self.best.load(before)
-            self._failed_saves += 1
-            if last or self._failed_saves >= _FAILED_SAVES:
-                raise
-            text = f"Trainer: no checkpoint of step {self.step}, the training goes on: {error}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def save(self) -> Path | None:
         """Write a checkpoint of the present step.

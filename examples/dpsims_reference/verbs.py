@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from dpsims.errors import IncompatibleCheckpointError, InputError
-from dpsims_reference import cli
 from dpsims_reference.batches import local_batch_size
 from dpsims_reference.best import BestFigure, flat_figures
-from dpsims_reference.config import Config, from_dict
+from dpsims_reference.config import Config
+from dpsims_reference.config_json import from_dict
 from dpsims_reference.crash import replay_crash
 from dpsims_reference.data.folder import check_folder, format_report
 from dpsims_reference.data.paired import PresenceScan
@@ -28,9 +28,22 @@ from dpsims_reference.experiments import describe, experiment, format_experiment
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
 from dpsims_reference.official_report import check_official
+from dpsims_reference.options import (
+    CheckData,
+    Demo,
+    Diagnose,
+    Evaluate,
+    Experiments,
+    Plan,
+    PseudoLabels,
+    Replay,
+    Sample,
+    Train,
+)
 from dpsims_reference.parallel import Parallel, start_processes
+from dpsims_reference.parsing import train_config
 from dpsims_reference.planning import GPUS, comparison_rst, format_plans, plan_runs
-from dpsims_reference.resume import choose_folder, parse_run
+from dpsims_reference.runs import choose_folder, parse_run
 from dpsims_reference.sampling import load_generator, sample_to_folder
 from dpsims_reference.trainer import Trainer
 
@@ -42,10 +55,10 @@ def pick_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def train(options: cli.Train) -> None:
+def train(options: Train) -> None:
     """Train, or continue; on every process that a launcher started."""
     parallel = start_processes(pick_device(options.device), timeout=options.timeout)
-    config = cli.train_config(options)
+    config = train_config(options)
     if options.experiment is not None and parallel.rank == 0:
         print(describe(experiment(options.experiment), options.size))
     folder, checkpoint = choose_folder(
@@ -123,12 +136,12 @@ def _changed(saved: Config, given: Config, allow: tuple[str, ...]) -> Config:
     return saved
 
 
-def list_experiments(options: cli.Experiments) -> None:
+def list_experiments(options: Experiments) -> None:
     """Print the rows of the paper's tables."""
     print(format_experiments(options.table))
 
 
-def sample(options: cli.Sample) -> None:
+def sample(options: Sample) -> None:
     """Label maps in, images out."""
     trained = load_generator(options.run, device=pick_device(options.device))
     written = sample_to_folder(
@@ -143,7 +156,7 @@ def sample(options: cli.Sample) -> None:
     print(f"{len(written)} pictures in {options.out}")
 
 
-def run_evaluation(options: cli.Evaluate) -> None:
+def run_evaluation(options: Evaluate) -> None:
     """Measure a run, print the table, write the card and the pictures."""
     evaluate_run(
         options.run,
@@ -155,7 +168,7 @@ def run_evaluation(options: cli.Evaluate) -> None:
     )
 
 
-def diagnose(options: cli.Diagnose) -> None:
+def diagnose(options: Diagnose) -> None:
     """Look inside a run, print the tables, write them and the pictures."""
     found = diagnose_run(
         options.run,
@@ -170,12 +183,12 @@ def diagnose(options: cli.Diagnose) -> None:
     print(f"\nwritten to {out}: {', '.join(path.name for path in written)}")
 
 
-def replay(options: cli.Replay) -> None:
+def replay(options: Replay) -> None:
     """Run a crashed step again."""
     print(replay_crash(options.folder, device=pick_device(options.device)))
 
 
-def plan(options: cli.Plan) -> None:
+def plan(options: Plan) -> None:
     """Print what a training run would need."""
     plans = plan_runs(
         options.config,
@@ -187,14 +200,14 @@ def plan(options: cli.Plan) -> None:
     print(comparison_rst(plans) if options.rst else format_plans(options.preset, plans))
 
 
-def pseudo_labels(options: cli.PseudoLabels) -> None:
+def pseudo_labels(options: PseudoLabels) -> None:
     """Cluster a folder of photographs into classes."""
     out = options.out or options.folder
     pseudo_label_folder(options.folder, out, options.classes, seed=options.seed)
     print(f"labels and overview.png are in {out}; look at overview.png before you train")
 
 
-def check_data(options: cli.CheckData) -> None:
+def check_data(options: CheckData) -> None:
     """Print what a folder holds and what to put in the configuration."""
     if options.name != "folder":
         text = check_official(
@@ -208,20 +221,20 @@ def check_data(options: cli.CheckData) -> None:
     print(format_report(report))
 
 
-def demo(options: cli.Demo) -> None:
+def demo(options: Demo) -> None:
     """The demonstration of the README."""
     run_demo(options.out, seed=options.seed, minutes=options.minutes, steps=options.steps)
 
 
 RUNNERS: dict[type, Callable[[Any], None]] = {
-    cli.Train: train,
-    cli.Sample: sample,
-    cli.Evaluate: run_evaluation,
-    cli.Experiments: list_experiments,
-    cli.Diagnose: diagnose,
-    cli.Replay: replay,
-    cli.Plan: plan,
-    cli.PseudoLabels: pseudo_labels,
-    cli.CheckData: check_data,
-    cli.Demo: demo,
+    Train: train,
+    Sample: sample,
+    Evaluate: run_evaluation,
+    Experiments: list_experiments,
+    Diagnose: diagnose,
+    Replay: replay,
+    Plan: plan,
+    PseudoLabels: pseudo_labels,
+    CheckData: check_data,
+    Demo: demo,
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from unit_run import small_config
 
-from dpsims_reference import cli, probes, verbs
+from dpsims_reference import cli, options, probes, verbs
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.checkpoints.disk import Disk
 from dpsims_reference.datasets import build_dataset
@@ -82,7 +82,7 @@ class Child:
         probes.RECALIBRATION_MAPS = probes.CALIBRATION_MAPS = 4
         verbs.build_dataset = lambda *_, **__: dataset
         verbs.plot_curves = lambda *_: None
-        cli._PARSERS["train"] = lambda _: cli.Train(
+        cli._PARSERS["train"] = lambda _: options.Train(
             config=config, out=folder, device="cpu", save_every=save_every, picture_every=100
         )
         cli.main(["train"])

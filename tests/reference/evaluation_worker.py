@@ -15,9 +15,9 @@ from evaluation_parts import ShadeDataset, ShadeGenerator, instruments, trained
 from torch import distributed
 
 from dpsims.errors import DistributedError, NonFiniteError
-from dpsims_reference.evaluation import Protocol, Shard, measure
+from dpsims_reference.evaluation import Process, Protocol, measure
 from dpsims_reference.evaluation.images import spread
-from dpsims_reference.evaluation.shards import joined_processes
+from dpsims_reference.evaluation.processes import joined_processes
 
 # odd, fewer than a batch on one side, and nothing at all for the second process
 CASES = (
@@ -72,9 +72,9 @@ def main():
     rank, store = int(sys.argv[1]), sys.argv[2]
     expected = one_process()
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    assert Shard.current() == Shard(rank, 2)
-    with joined_processes("cpu") as (shard, device):
-        assert (shard, device) == (Shard(rank, 2), "cpu")
+    assert Process.current() == Process(rank, 2)
+    with joined_processes("cpu") as (process, device):
+        assert (process, device) == (Process(rank, 2), "cpu")
     for (length, protocol), whole in zip(CASES, expected, strict=True):
         model = trained(ShadeGenerator(0.1))
         dataset = ShadeDataset(length, noise=0.2)
@@ -85,8 +85,8 @@ def main():
     # and through the variables that torchrun sets
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[3]}
-    with joined_processes("cpu") as (shard, device):
-        assert (shard, device) == (Shard(rank, 2), "cpu")
+    with joined_processes("cpu") as (process, device):
+        assert (process, device) == (Process(rank, 2), "cpu")
     assert not distributed.is_initialized()
     sys.stdout.write("all equal\n")
 

@@ -4,7 +4,9 @@ from official_folders import write_ade20k, write_cityscapes
 from PIL import Image
 
 from dpsims.errors import DataError
-from dpsims_reference.cli import Train, data_config, main, parse_train
+from dpsims_reference.cli import main
+from dpsims_reference.options import Train
+from dpsims_reference.parsing import data_config, parse_train
 from dpsims_reference.presets import preset
 from dpsims_reference.verbs import pick_device
 

@@ -5,7 +5,8 @@ import pytest
 from support import assert_message
 
 from dpsims.errors import InputError
-from dpsims_reference.config import Config, OptimConfig, from_dict, to_dict
+from dpsims_reference.config import Config, OptimConfig
+from dpsims_reference.config_json import from_dict, to_dict
 from dpsims_reference.presets import PRESETS, preset
 
 

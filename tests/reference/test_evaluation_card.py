@@ -25,7 +25,7 @@ import dpsims
 from dpsims.data import LabelSpec
 from dpsims.errors import DataError, InputError
 from dpsims_reference.cli import main
-from dpsims_reference.config import to_dict
+from dpsims_reference.config_json import to_dict
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.evaluation import Protocol, build_card, check_card, diversity, measure
 from dpsims_reference.evaluation.card import config_sha256, read_card, write_card

@@ -9,7 +9,7 @@ from support import assert_message
 
 from dpsims.errors import DTypeError, InputError
 from dpsims.metrics import l1_distance, pairwise_diversity
-from dpsims_reference.evaluation import FeatureExtractor, Shard, feature_diversity
+from dpsims_reference.evaluation import FeatureExtractor, Process, feature_diversity
 from dpsims_reference.evaluation.features import FeatureSets, kernel_distance
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -34,7 +34,7 @@ def filled(batches, *, real_images, fake_images):
 
 
 def figures(features, **options):
-    return features.figures(Shard(), **{"seed": 0, "subset_size": None, **options})
+    return features.figures(Process(), **{"seed": 0, "subset_size": None, **options})
 
 
 # --- relations

@@ -23,7 +23,7 @@ from unit_run import unit_config
 
 from dpsims.errors import DTypeError, InputError, NonFiniteError
 from dpsims_reference.datasets import build_dataset
-from dpsims_reference.evaluation import Instruments, Protocol, Shard, measure
+from dpsims_reference.evaluation import Instruments, Process, Protocol, measure
 from dpsims_reference.evaluation.images import as_8_bit, draw_images, load_batches, spread
 from dpsims_reference.generator import build_generator
 from dpsims_reference.sampling import TrainedGenerator
@@ -78,8 +78,8 @@ def test_measuring_twice_gives_the_same_and_leaves_the_global_state():
 
 
 @given(count=st.integers(0, 40), world=st.integers(1, 7))
-def test_shards_take_every_item_once(count, world):
-    parts = [list(Shard(rank, world).part(range(count))) for rank in range(world)]
+def test_processes_take_every_item_once(count, world):
+    parts = [list(Process(rank, world).part(range(count))) for rank in range(world)]
     assert sorted(chain.from_iterable(parts)) == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -225,9 +225,9 @@ def test_a_generator_that_gives_nan_stops_the_evaluation():
 
 
 @pytest.mark.parametrize(("rank", "world"), [(1, 1), (-1, 2), (0, 0)])
-def test_a_shard_is_one_of_its_world(rank, world):
+def test_a_process_is_one_of_its_world(rank, world):
     with pytest.raises(InputError) as caught:
-        Shard(rank, world)
+        Process(rank, world)
     assert_message(caught.value, "rank", str(rank))
 
 

@@ -17,8 +17,9 @@ from dpsims.errors import InputError
 from dpsims.nn import backbone as backbone_module
 from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
 from dpsims_reference.batches import collate, train_batches
-from dpsims_reference.cli import main, parse_train, train_config
-from dpsims_reference.config import Config, DiscriminatorConfig, from_dict, to_dict
+from dpsims_reference.cli import main
+from dpsims_reference.config import Config, DiscriminatorConfig
+from dpsims_reference.config_json import from_dict, to_dict
 from dpsims_reference.data.scenes import StreetScenes
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.experiments import (
@@ -32,6 +33,7 @@ from dpsims_reference.experiments.experiment import changed
 from dpsims_reference.generator import build_generator
 from dpsims_reference.logs import read_log
 from dpsims_reference.objective import Objective
+from dpsims_reference.parsing import parse_train, train_config
 from dpsims_reference.presets import preset
 from dpsims_reference.steps import TrainingStep
 

@@ -12,11 +12,13 @@ from unit_run import unit_config
 from dpsims.errors import DTypeError, InputError
 from dpsims.nn import CrossAttentionNoiseInjector, SelfAttention2d
 from dpsims_reference.batches import train_batches
-from dpsims_reference.cli import Plan, main, parse_plan
+from dpsims_reference.cli import main
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.generator import build_generator
 from dpsims_reference.objective import Objective
+from dpsims_reference.options import Plan
+from dpsims_reference.parsing import parse_plan
 from dpsims_reference.planning import (
     GPUS,
     Cluster,

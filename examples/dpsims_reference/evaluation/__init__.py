@@ -19,6 +19,7 @@ from dpsims_reference.evaluation.pretrained_extractors import (
     inception_v3 as inception_v3,
     swav_resnet50 as swav_resnet50,
 )
+from dpsims_reference.evaluation.processes import Process as Process
 from dpsims_reference.evaluation.protocol import (
     Instruments as Instruments,
     Measurement as Measurement,
@@ -32,4 +33,3 @@ from dpsims_reference.evaluation.quick import (
 )
 from dpsims_reference.evaluation.segmenter_files import load_segmenter as load_segmenter
 from dpsims_reference.evaluation.segmenters import Segmenter as Segmenter
-from dpsims_reference.evaluation.shards import Shard as Shard

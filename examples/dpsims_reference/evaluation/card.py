@@ -15,7 +15,7 @@ import torch
 
 import dpsims
 from dpsims.errors import DataError
-from dpsims_reference.config import to_dict
+from dpsims_reference.config_json import to_dict
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.evaluation.features import kernel_subsets
 from dpsims_reference.evaluation.protocol import Instruments, Measurement, Protocol, device_name

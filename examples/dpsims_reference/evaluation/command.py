@@ -18,10 +18,10 @@ from dpsims_reference.evaluation.pictures import (
     write_sheet,
 )
 from dpsims_reference.evaluation.pretrained_extractors import inception_v3, swav_resnet50
+from dpsims_reference.evaluation.processes import joined_processes
 from dpsims_reference.evaluation.protocol import Instruments, Measurement, measure
 from dpsims_reference.evaluation.segmenter_files import load_segmenter, read_ids
 from dpsims_reference.evaluation.segmenters import Segmenter
-from dpsims_reference.evaluation.shards import joined_processes
 from dpsims_reference.evaluation_options import FeatureName, InstrumentOptions, Protocol
 from dpsims_reference.sampling import TrainedGenerator, load_generator
 
@@ -104,7 +104,7 @@ def evaluate_run(
 
     Under ``torchrun`` every process measures its share, and the first one writes.
     """
-    with joined_processes(device) as (shard, device):
+    with joined_processes(device) as (process, device):
         trained = load_generator(run, device=device)
         splits = build_splits(trained.config.data)
         if split == "auto":
@@ -114,8 +114,8 @@ def evaluate_run(
             raise InputError(msg)
         dataset = splits[split]
         instruments = build_instruments(options, dataset, device=device)
-        found = measure(trained, dataset, instruments, protocol, shard=shard, device=device)
-        if shard.rank == 0:
+        found = measure(trained, dataset, instruments, protocol, process=process, device=device)
+        if process.rank == 0:
             card = build_card(
                 trained,
                 dataset,
@@ -124,7 +124,7 @@ def evaluate_run(
                 found,
                 split=split,
                 device=device,
-                processes=shard.world_size,
+                processes=process.world_size,
             )
             write_card(out / CARD, card)
             _write_pictures(out, trained, dataset, found, protocol)

@@ -14,7 +14,7 @@ from dpsims._optional import require
 from dpsims.errors import InputError
 from dpsims.metrics import frechet_distance
 from dpsims_reference.evaluation.extractors import FeatureExtractor
-from dpsims_reference.evaluation.shards import Shard
+from dpsims_reference.evaluation.processes import Process
 from dpsims_reference.randomness import derive_seed
 
 _LARGEST_SUBSET, _SUBSETS = 1000, 100
@@ -49,14 +49,14 @@ class FeatureSets:
         self._rows[real].append(self.extractor(images).float().cpu())
         self._positions[real] += positions
 
-    def gathered(self, shard: Shard, *, real: bool) -> Float[Tensor, "N D"]:
+    def gathered(self, process: Process, *, real: bool) -> Float[Tensor, "N D"]:
         """Features of all processes in float64, in the order of the positions."""
         rows = torch.cat([torch.empty(0, self.extractor.num_features), *self._rows[real]])
         positions = torch.tensor(self._positions[real], dtype=torch.int64)
-        return shard.gather(positions, rows).double()
+        return process.gather(positions, rows).double()
 
     def figures(
-        self, shard: Shard, *, seed: int, subset_size: int | None, kernel: bool = True
+        self, process: Process, *, seed: int, subset_size: int | None, kernel: bool = True
     ) -> dict[str, float]:
         """Fréchet and kernel distance, each under the extractor's name.
 
@@ -65,7 +65,7 @@ class FeatureSets:
         Warns:
             UserWarning: There are no more images than features: the distance only ranks.
         """
-        real, fake = (self.gathered(shard, real=which) for which in (True, False))
+        real, fake = (self.gathered(process, real=which) for which in (True, False))
         name, is_fid = self.extractor.name, self.extractor.kind == "fid"
         frechet, distance = ("fid", "kid") if is_fid else ("frechet", "kernel_distance")
         found = {f"{frechet}/{name}": frechet_distance(real, fake)}

@@ -25,8 +25,8 @@ from dpsims_reference.evaluation.images import (
     spread,
     time_generator,
 )
+from dpsims_reference.evaluation.processes import Process
 from dpsims_reference.evaluation.segmenters import Segmenter
-from dpsims_reference.evaluation.shards import Shard
 from dpsims_reference.evaluation_options import Protocol as Protocol
 from dpsims_reference.sampling import TrainedGenerator
 
@@ -60,12 +60,12 @@ def measure(
     instruments: Instruments,
     protocol: Protocol | None = None,
     *,
-    shard: Shard | None = None,
+    process: Process | None = None,
     device: str = "cpu",
 ) -> Measurement:
     """Measure a generator on the images of a data set.
 
-    Every process of a distributed run calls it with its own shard, and all get the same figures,
+    Every process of a distributed run calls it as itself, and all get the same figures,
     which are those of one process.
 
     Args:
@@ -73,7 +73,7 @@ def measure(
         dataset: The real images and their label maps.
         instruments: What measures; moved to ``device``.
         protocol: On how much; ``None`` takes the defaults.
-        shard: This process's share; ``None`` asks torch.distributed.
+        process: This process; ``None`` asks torch.distributed.
         device: Where the networks run.
 
     Raises:
@@ -85,16 +85,16 @@ def measure(
         UserWarning: There are no more images than features.
     """
     protocol = Protocol() if protocol is None else protocol
-    shard = Shard.current() if shard is None else shard
+    process = Process.current() if process is None else process
     _check_names(instruments)
-    run = _Run(trained, dataset, instruments, protocol, shard, device)
-    with shard.together():
+    run = _Run(trained, dataset, instruments, protocol, process, device)
+    with process.together():
         run.compare()
     figures = run.compared()
     if run.maps:
-        with shard.together():
+        with process.together():
             rows = run.diversities()
-        means = shard.gather(*rows).mean(dim=0).tolist()
+        means = process.gather(*rows).mean(dim=0).tolist()
         names = [f"diversity/{distance.name}" for distance in instruments.distances]
         figures |= dict(zip(names, means, strict=True))
     return Measurement(
@@ -124,11 +124,11 @@ class _Run:
         dataset: ImageDataset,
         instruments: Instruments,
         protocol: Protocol,
-        shard: Shard,
+        process: Process,
         device: str,
     ) -> None:
         self.trained, self.dataset, self.protocol = trained, dataset, protocol
-        self.shard, self.device, self.distances = shard, device, instruments.distances
+        self.process, self.device, self.distances = process, device, instruments.distances
         self.positions = spread(len(dataset), protocol.num_images)
         _check_count(instruments, protocol, len(self.positions))
         self.maps: list[int] = []
@@ -153,7 +153,7 @@ class _Run:
 
     def compare(self) -> None:
         """Show this process's real and generated images to the extractors and segmenters."""
-        mine = list(self.shard.part(self.positions))
+        mine = list(self.process.part(self.positions))
         for positions, batch in self.batches(mine, self.protocol.batch_size):
             draws = [(position, 0) for position in positions]
             fake = draw_images(
@@ -171,7 +171,7 @@ class _Run:
         found: dict[str, float] = {}
         for features in self.features:
             found |= features.figures(
-                self.shard,
+                self.process,
                 seed=self.protocol.seed,
                 subset_size=self.protocol.kernel_subset_size,
                 kernel=self.protocol.kernel_distance,
@@ -186,7 +186,7 @@ class _Run:
     def diversities(self) -> tuple[Tensor, Tensor]:
         """Positions of this process's maps, and a row of diversities for each."""
         rows, count = [], self.protocol.samples_per_map
-        mine = list(self.shard.part(self.maps))
+        mine = list(self.process.part(self.maps))
         for (position,), batch in self.batches(mine, 1):
             samples = []
             for numbers in torch.arange(count).split(self.protocol.batch_size):

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Shard:
+class Process:
     """One process of ``world_size``; a lone process is rank 0 of 1.
 
     Raises:
@@ -32,12 +32,12 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            msg = f"Shard: rank must be in [0, {self.world_size}); got {self.rank}"
+            msg = f"Process: rank must be in [0, {self.world_size}); got {self.rank}"
             raise InputError(msg)
 
     @classmethod
-    def current(cls) -> Shard:
-        """The shard of this process in torch.distributed, or the only one."""
+    def current(cls) -> Process:
+        """This process of torch.distributed, or the only one."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -101,17 +101,17 @@ def _gathered(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def joined_processes(device: str) -> Iterator[tuple[Shard, str]]:
+def joined_processes(device: str) -> Iterator[tuple[Process, str]]:
     """Join the group that ``torchrun`` announces, for as long as the block runs.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``; each process takes the device of its local rank.
 
     Yields:
-        This process's shard and its device; the only shard where there is one process.
+        This process and its device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
-        yield Shard.current(), device
+        yield Process.current(), device
         return
     backend = "gloo"
     if device == "cuda":
@@ -119,6 +119,6 @@ def joined_processes(device: str) -> Iterator[tuple[Shard, str]]:
         torch.cuda.set_device(device)
     distributed.init_process_group(backend)
     try:
-        yield Shard.current(), device
+        yield Process.current(), device
     finally:
         distributed.destroy_process_group()
