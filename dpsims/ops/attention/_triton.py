@@ -166,7 +166,7 @@ def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Te
         return out
     keys, values = _dense_rows(keys), _dense_rows(values)
     pixels = height * width
-    blocks = _blocks(channels, keys.shape[1], pixels, 8192)
+    blocks = forward_blocks(features, keys.shape[1])
     tiles = triton.cdiv(pixels, blocks["BLOCK_N"])
     _inject_kernel[(batch * tiles,)](
         features,
@@ -205,7 +205,7 @@ def inject_gradients(
         return out, keys.new_empty((0, num_tokens, 2 * channels + 1), dtype=torch.float32)
     keys, values = _dense_rows(keys), _dense_rows(values)
     pixels = height * width
-    blocks = _blocks(channels, num_tokens, pixels, 4096)
+    blocks = backward_blocks(features, num_tokens)
     segments, span = _segments(batch, pixels, blocks["BLOCK_N"])
     shape = (batch, segments, num_tokens, 2 * channels + 1)
     packed = torch.empty(shape, dtype=torch.float32, device=features.device)
@@ -235,15 +235,38 @@ def inject_gradients(
     return out, packed.sum(1)
 
 
-def _blocks(channels: int, num_tokens: int, pixels: int, entries: int) -> dict[str, int]:
-    """Sizes of a tile of about ``entries`` numbers that holds all channels of its pixels."""
+def forward_blocks(features: Tensor, num_tokens: int) -> dict[str, int]:
+    """The launch options of the forward kernel."""
+    return _blocks(features, num_tokens, entries=8192, widest=256, num_stages=2)
+
+
+def backward_blocks(features: Tensor, num_tokens: int) -> dict[str, int]:
+    """The launch options of the backward kernel, which holds twice as many tiles."""
+    stages = 2 if features.dtype == torch.bfloat16 else 1
+    return _blocks(features, num_tokens, entries=4096, widest=64, num_stages=stages)
+
+
+def _blocks(
+    features: Tensor, num_tokens: int, *, entries: int, widest: int, num_stages: int
+) -> dict[str, int]:
+    """Sizes of a tile that holds all channels of its pixels, and how many warps share it."""
+    channels, pixels = features.shape[1], features.shape[2] * features.shape[3]
     # products need 16 rows and columns
     block_c = max(16, triton.next_power_of_2(channels))
     block_t = max(16, triton.next_power_of_2(num_tokens))
-    widest = max(16, triton.next_power_of_2(pixels))
-    block_n = min(256, widest, max(16, entries // max(block_c, block_t)))
-    num_warps = 8 if block_c * block_t > 4096 else 4
-    return {"BLOCK_C": block_c, "BLOCK_T": block_t, "BLOCK_N": block_n, "num_warps": num_warps}
+    if features.dtype != torch.bfloat16:
+        # operands of 4 bytes, in three products, fill the registers twice as fast
+        entries //= 2
+    block_n = max(
+        16, min(widest, triton.next_power_of_2(pixels), entries // max(block_c, block_t))
+    )
+    return {
+        "BLOCK_C": block_c,
+        "BLOCK_T": block_t,
+        "BLOCK_N": block_n,
+        "num_warps": 8 if block_c == 256 else 4,
+        "num_stages": num_stages,
+    }
 
 
 def _segments(batch: int, pixels: int, block_n: int) -> tuple[int, int]:

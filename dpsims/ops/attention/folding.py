@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpsims._checks import check_tensor
 from dpsims.ops.attention._reference import injection_dtype, without_autocast
 
 
@@ -59,6 +60,10 @@ def fold_tokens(injector: Injector, tokens: Float[Tensor, "B T D"]) -> FoldedTok
     Shape:
         - tokens ``(B, T, D)``; keys and values ``(B, T, C)``; biases ``(B, T)``; float32 or better
 
+    Raises:
+        InputError: Tokens of the wrong rank or width.
+        DTypeError: Not floating point.
+
     Note:
         Cost: ``O(B T d (D + C))``, nothing per pixel. Gradients: any order.
 
@@ -72,6 +77,7 @@ def fold_tokens(injector: Injector, tokens: Float[Tensor, "B T D"]) -> FoldedTok
         >>> [tuple(part.shape) for part in fold_tokens(injector, torch.randn(2, 5, 4))]
         [(2, 5, 8), (2, 5), (2, 5, 8)]
     """
+    check_tensor("fold_tokens", "tokens", tokens, "B T D", D=injector.key.in_features)
     with without_autocast(tokens.device):
         query, query_bias, key, value, output, output_bias, gate = _layers(injector, tokens)
         wide = tokens.to(query.dtype)
@@ -127,6 +133,10 @@ def project_tokens(folded: FoldedWeights, tokens: Float[Tensor, "B T D"]) -> Fol
     Shape:
         - tokens ``(B, T, D)``; keys and values ``(B, T, C)``; biases ``(B, T)``
 
+    Raises:
+        InputError: Tokens of the wrong rank or width.
+        DTypeError: Not floating point.
+
     Note:
         Cost: ``O(B T D C)``. Gradients: any order.
 
@@ -138,6 +148,7 @@ def project_tokens(folded: FoldedWeights, tokens: Float[Tensor, "B T D"]) -> Fol
         >>> project_tokens(folded, torch.randn(2, 5, 4)).values.shape
         torch.Size([2, 5, 8])
     """
+    check_tensor("project_tokens", "tokens", tokens, "B T D", D=folded.weight.shape[1])
     with without_autocast(tokens.device):
         compute = injection_dtype(tokens, folded.weight)
         packed = F.linear(*(x.to(compute) for x in (tokens, folded.weight, folded.bias)))

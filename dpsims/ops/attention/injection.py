@@ -15,8 +15,8 @@ from dpsims.ops.attention import _library, _reference
 
 _CHOICES = ("auto", "reference", "fused")
 INJECTOR_CHOICES = ("auto", "reference", "sdpa", "folded", "fused")
-# what fits into the registers of one program
-_MAX_CHANNELS, _MAX_TOKENS = 256, 64
+# what fits into the registers and the shared memory of one program
+_MAX_CHANNELS, _MAX_TOKENS, _MAX_TILE = 256, 64, 4096
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -154,7 +154,8 @@ def inject_tokens(
     Shape:
         - features ``(B, C, H, W)``; keys and values ``(B, T, C)``; biases ``(B, T)``; output
           ``(B, C, H, W)`` in the dtype and memory format of ``features``
-        - ``"fused"``: ``C`` up to 256, ``T`` up to 64, nothing in float64
+        - ``"fused"``: nothing in float64; ``T`` up to 64 while ``C`` is up to 64, up to 32 while
+          it is up to 128, up to 16 while it is up to 256
 
     Raises:
         InputError: A wrong rank or size, different devices, or an ``impl`` that cannot run.
@@ -217,7 +218,15 @@ def _obstacle(
         return f"the fused kernel takes at most {_MAX_CHANNELS} channels"
     if num_tokens > _MAX_TOKENS:
         return f"the fused kernel takes at most {_MAX_TOKENS} tokens"
+    if _padded(channels) * _padded(num_tokens) > _MAX_TILE:
+        most = _MAX_TILE // _padded(channels)
+        return f"the fused kernel takes at most {most} tokens of {channels} channels"
     return None
+
+
+def _padded(size: int) -> int:
+    """The power of two, at least 16, that a kernel rounds a size up to."""
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def deciding_dtype(features: Tensor, *others: Tensor) -> torch.dtype:
