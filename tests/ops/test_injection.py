@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from injection_cases import draw, layouts
 from support import assert_close64, assert_equal, assert_message
 
 from dpsims.errors import DTypeError, InputError
@@ -32,31 +33,6 @@ PAPER = {
     "num_tokens": 8,
     "has_triton": True,
 }
-
-
-def draw(sizes, seed=0, dtype=torch.float64):
-    """Features, keys, biases and values."""
-    batch, channels, height, width, tokens = sizes
-    generator = torch.Generator().manual_seed(seed)
-    shapes = (
-        (batch, channels, height, width),
-        (batch, tokens, channels),
-        (batch, tokens),
-        (batch, tokens, channels),
-    )
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
-
-
-def layouts(features):
-    """The same map contiguous, channels last, transposed and with gaps."""
-    gaps = torch.full((*features.shape[:3], 2 * features.shape[3]), math.nan).to(features)
-    gaps[..., ::2] = features
-    return {
-        "contiguous": features,
-        "channels-last": features.to(memory_format=torch.channels_last),
-        "transposed": features.mT.contiguous().mT,
-        "gaps": gaps[..., ::2],
-    }
 
 
 def oracle(features, keys, biases, values):
@@ -298,13 +274,21 @@ def test_compiled_equals_eager(run):
         ({"dtype": torch.float64}, "float16"),
         ({"channels": 257}, "256 channels"),
         ({"num_tokens": 65}, "64 tokens"),
-        ({"num_tokens": 33, "channels": 65}, "32 tokens of 65 channels"),
+        ({"num_tokens": 33, "channels": 65}, "33 tokens of 65 channels"),
+        ({"num_tokens": 33, "dtype": torch.float16}, "33 tokens of 64 channels in torch.float16"),
     ],
-    ids=["device", "triton", "dtype", "channels", "tokens", "tile"],
+    ids=["device", "triton", "dtype", "channels", "tokens", "tile", "wide-tile"],
 )
 def test_what_keeps_the_fused_kernel_from_running(change, part):
     assert resolve_injection_impl(**PAPER).impl == "fused"
     assert resolve_injection_impl("fused", **PAPER) == ("fused", "asked for")
+    # the bounds themselves still fit
+    for fits in (
+        {"num_tokens": 64},
+        {"num_tokens": 16, "channels": 256},
+        {"num_tokens": 32, "dtype": torch.float16},
+    ):
+        assert resolve_injection_impl(**(PAPER | fits)).impl == "fused"
     chosen = resolve_injection_impl(**(PAPER | change))
     assert chosen.impl == "reference"
     assert part in chosen.reason

@@ -15,8 +15,8 @@ from dpsims.ops.attention import _library, _reference
 
 _CHOICES = ("auto", "reference", "fused")
 INJECTOR_CHOICES = ("auto", "reference", "sdpa", "folded", "fused")
-# what fits into the registers and the shared memory of one program
-_MAX_CHANNELS, _MAX_TOKENS, _MAX_TILE = 256, 64, 4096
+# what fits into the registers and the shared memory of one program, on small GPUs too
+_MAX_CHANNELS, _MAX_TOKENS, _MAX_BYTES = 256, 64, 8192
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -154,8 +154,8 @@ def inject_tokens(
     Shape:
         - features ``(B, C, H, W)``; keys and values ``(B, T, C)``; biases ``(B, T)``; output
           ``(B, C, H, W)`` in the dtype and memory format of ``features``
-        - ``"fused"``: nothing in float64; ``T`` up to 64 while ``C`` is up to 64, up to 32 while
-          it is up to 128, up to 16 while it is up to 256
+        - ``"fused"``: nothing in float64; ``C`` up to 256, ``T`` up to 64, and their product up to
+          4096 in bfloat16 and 2048 else, where each counts as the next power of two from 16 on
 
     Raises:
         InputError: A wrong rank or size, different devices, or an ``impl`` that cannot run.
@@ -218,9 +218,12 @@ def _obstacle(
         return f"the fused kernel takes at most {_MAX_CHANNELS} channels"
     if num_tokens > _MAX_TOKENS:
         return f"the fused kernel takes at most {_MAX_TOKENS} tokens"
-    if _padded(channels) * _padded(num_tokens) > _MAX_TILE:
-        most = _MAX_TILE // _padded(channels)
-        return f"the fused kernel takes at most {most} tokens of {channels} channels"
+    # the products are of bfloat16, or of float32 in place of float16 too
+    entries = _MAX_BYTES // (2 if dtype == torch.bfloat16 else 4)
+    if _padded(channels) * _padded(num_tokens) > entries:
+        return (
+            f"the fused kernel cannot hold {num_tokens} tokens of {channels} channels in {dtype}"
+        )
     return None
 
 
