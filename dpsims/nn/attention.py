@@ -196,12 +196,11 @@ class SelfAttention2d(nn.Module):
     def _join(self, read: Tensor, features: Tensor) -> Tensor:
         """What the pixels read, in the width and memory format of the features."""
         weight, bias = self.output.weight.flatten(1), self.output.bias
-        if pixels_come_first(features):
+        if pixels_come_first(features) or bias is None:
             update = F.linear(read, weight, bias).mT
         else:
-            update = torch.baddbmm(
-                bias.unsqueeze(1), weight.expand(features.shape[0], -1, -1), read.mT
-            )
+            weights = weight.expand(features.shape[0], -1, -1)
+            update = torch.baddbmm(bias.unsqueeze(1), weights, read.mT)
         return update.unflatten(2, features.shape[2:])
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# (B, C, H, W, T)
+# of a batch of maps, and the number of tokens
 SIZES = (
     (2, 1, 1, 1, 1),
     (2, 16, 7, 5, 3),

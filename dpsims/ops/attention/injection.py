@@ -242,9 +242,12 @@ def has_triton_for(device_type: str) -> bool:
     return device_type == "cuda" and _has_triton()
 
 
-# asked once, while tracing, under torch.compile
-@torch.compiler.assume_constant_result
 def _has_triton() -> bool:
     if torch.version.hip is not None or torch.cuda.get_device_capability() < (8, 0):
         return False
     return importlib.util.find_spec("triton") is not None
+
+
+# asked while tracing and then constant: torch.compiler.assume_constant_result does no more than
+# this, but its call imports the whole compiler
+_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
