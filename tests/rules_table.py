@@ -16,7 +16,7 @@ from rules_part import Arg, Part
 from torch import Tensor, nn
 
 from dpsims import data, losses, metrics, nn as parts
-from dpsims.ops.attention import attention
+from dpsims.ops.attention import attention, inject_tokens
 
 
 def floats(*shape: int, seed: int = 0) -> Callable[[], Tensor]:
@@ -530,6 +530,18 @@ OPS = (
         (Arg("q", "B h N d", ranks=(1,)), Arg("k", "B h T d"), Arg("v", "B h T d")),
         sort="function",
         case="heads",
+    ),
+    Part(
+        "inject_tokens",
+        function(inject_tokens),
+        given(
+            features=floats(2, 4, 3, 5),
+            keys=floats(2, 3, 4, seed=1),
+            biases=floats(2, 3, seed=2),
+            values=floats(2, 3, 4, seed=3),
+        ),
+        (Arg("features", MAP), Arg("keys", "B T C"), Arg("biases", "B T"), Arg("values", "B T C")),
+        sort="function",
     ),
 )
 

@@ -15,7 +15,7 @@ from rules_table import PARTS, WITHOUT_TENSORS, frechet_metric
 
 from dpsims import data, losses, metrics, nn as parts
 from dpsims.errors import BackboneError, DTypeError, InputError
-from dpsims.ops.attention import attention
+from dpsims.ops.attention import attention, inject_tokens
 
 NAN, INF = math.nan, math.inf
 NOT_A_NUMBER = {"true": True, "text": "3", "none": None, "list": [1], "tensor": torch.ones(40, 40)}
@@ -93,7 +93,7 @@ OPTIONS = (
     Options(
         "CrossAttentionNoiseInjector",
         with_sizes(parts.CrossAttentionNoiseInjector, channels=4, token_dim=3),
-        {"channels": INT, "token_dim": INT, **ATTENTION},
+        {"channels": INT, "token_dim": INT, "attn_dim": or_none(INT), "impl": CHOICE},
         also=("attention",),
     ),
     Options(
@@ -103,6 +103,7 @@ OPTIONS = (
         also=("attention",),
     ),
     Options("attention", with_inputs("attention"), {"impl": {**CHOICE, "fused": "fused"}}),
+    Options("inject_tokens", with_inputs("inject_tokens"), {"impl": {**CHOICE, "fused": "fused"}}),
     Options(
         "SPADE",
         with_sizes(parts.SPADE, channels=2, cond_channels=2, hidden_channels=2),
@@ -458,11 +459,12 @@ def test_every_option_of_every_public_callable_is_in_a_table():
     tensors = {(p.name.partition(".")[0], arg.name) for p in PARTS for arg in p.args}
     tested = {(row.name, option) for row in OPTIONS for option in row.bad}
     missing = []
-    homes = {"attention": attention}
+    operators = {"attention": attention, "inject_tokens": inject_tokens}
+    homes = dict(operators)
     for package in (parts, losses, data, metrics):
         homes |= vars(package)
     for name in {p.name.partition(".")[0] for p in PARTS} | set(WITHOUT_TENSORS):
-        value = attention if name == "attention" else homes[name]
+        value = operators.get(name, homes[name])
         if isinstance(value, type) and issubclass(value, tuple):
             continue
         missing += [

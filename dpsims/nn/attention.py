@@ -6,9 +6,18 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dpsims._checks import check_int, check_tensor
-from dpsims.ops.attention import attention, resolve_attention_impl
+from dpsims._checks import check_choice, check_int, check_tensor
+from dpsims.ops.attention import (
+    attention,
+    fold_tokens,
+    inject_tokens,
+    resolve_attention_impl,
+    resolve_injector_impl,
+)
+from dpsims.ops.attention._reference import pixels_come_first
+from dpsims.ops.attention.injection import INJECTOR_CHOICES, deciding_dtype, has_triton_for
 
 
 class CrossAttentionNoiseInjector(nn.Module):
@@ -23,23 +32,31 @@ class CrossAttentionNoiseInjector(nn.Module):
         token_dim: Width ``D`` of a noise token (paper: 256).
         attn_dim: Width ``d`` of queries, keys and values. ``None`` means ``channels // 2``, at
             least 1.
-        impl: Attention implementation, as in :func:`dpsims.ops.attention.attention`.
+        impl: ``"reference"`` and ``"sdpa"`` project every pixel and attend as
+            :func:`dpsims.ops.attention.attention` does; ``"folded"`` multiplies the projections
+            into the tokens, in plain torch; ``"fused"`` does so with one kernel for the map, on
+            CUDA devices. ``"auto"`` is as in
+            :func:`dpsims.ops.attention.resolve_injector_impl`.
 
     Shape:
         - features ``(B, C, H, W)``; tokens ``(B, T, D)``, same device; output ``(B, C, H, W)`` in
           the memory format of ``features``
 
     Raises:
-        InputError: A size below 1; an input has the wrong rank or width; batch sizes differ.
+        InputError: A size below 1; an input has the wrong rank or width; batch sizes differ; an
+            ``impl`` that cannot run.
         DTypeError: An argument of the wrong type.
 
     Note:
         Units: dimensionless, logits in nats; normalise the latent before the mapper, tokens are
         used as given.
-        Cost: ``O(B H W (C d + T d))``; ``"reference"`` also holds ``B H W T`` weights.
-        ``channels_last`` maps need no copy.
-        Gradients: as :func:`dpsims.ops.attention.attention`. While the gate is 0 only the gate
-        learns: the projections' gradients are exactly 0.
+        Cost: ``O(B H W C T)`` for ``"folded"`` and ``"fused"``, else ``O(B H W (C d + T d))``;
+        ``"reference"`` and ``"folded"`` also hold ``B H W T`` weights. ``channels_last`` maps need
+        no copy. ``"folded"`` and ``"fused"`` read the weights of the four layers and do not call
+        these layers, so hooks on them do not run.
+        Gradients: as :func:`dpsims.ops.attention.attention`; any order for ``"folded"`` and
+        ``"fused"``. While the gate is 0 only the gate learns: the projections' gradients are
+        exactly 0.
 
     Source:
         Berrada et al., CVPR 2024, Sec. 3.2, Eqs. (1)-(2), Fig. S1, Table S2 ("channel divider 2").
@@ -61,7 +78,7 @@ class CrossAttentionNoiseInjector(nn.Module):
         owner = "CrossAttentionNoiseInjector"
         check_int(owner, "token_dim", token_dim)
         self.attn_dim = _attn_dim(owner, channels, attn_dim)
-        resolve_attention_impl(impl)
+        check_choice(owner, "impl", impl, INJECTOR_CHOICES)
         self.channels = channels
         self.token_dim = token_dim
         self.impl = impl
@@ -80,9 +97,29 @@ class CrossAttentionNoiseInjector(nn.Module):
         check_tensor(owner, "features", features, "B C H W", C=self.channels)
         batch = features.shape[0]
         check_tensor(owner, "tokens", tokens, "B T D", like=features, B=batch, D=self.token_dim)
+        impl = self._resolve(features, tokens)
+        if impl in ("folded", "fused"):
+            plain = "reference" if impl == "folded" else impl
+            return inject_tokens(features, *fold_tokens(self, tokens), impl=plain)
         q = rearrange(self.query(features), "B d H W -> B (H W) d")
-        read = attention(q, self.key(tokens), self.value(tokens), impl=self.impl)
-        return _gated_residual(features, read, self.output, self.gate)
+        read = attention(q, self.key(tokens), self.value(tokens), impl=impl)
+        read = rearrange(read, "B (H W) d -> B d H W", H=features.shape[2])
+        if features.is_contiguous():
+            # the view above is channels_last, and so would be what joins the features: slow to add
+            read = read.contiguous()
+        return _gated_residual(features, self.output(read), self.gate)
+
+    def _resolve(self, features: Tensor, tokens: Tensor) -> str:
+        device_type = features.device.type
+        return resolve_injector_impl(
+            self.impl,
+            device_type=device_type,
+            dtype=deciding_dtype(features, tokens, self.gate),
+            channels=self.channels,
+            attn_dim=self.attn_dim,
+            num_tokens=tokens.shape[1],
+            has_triton=has_triton_for(device_type),
+        ).impl
 
     def extra_repr(self) -> str:
         """Name the options that the layers do not show."""
@@ -111,7 +148,9 @@ class SelfAttention2d(nn.Module):
     Note:
         Units: dimensionless, logits in nats.
         Cost: ``O(B (H W)^2 d)``; ``"reference"`` also holds ``B (H W)^2`` weights.
-        ``channels_last`` maps need no copy.
+        Neither contiguous nor ``channels_last`` maps are copied, and the queries, keys and values
+        lie as torch's fast kernels want them, which on CUDA also ask for half precision and a
+        ``d`` divisible by 8. The two layers are read and not called, so hooks on them do not run.
         Gradients: as :func:`dpsims.ops.attention.attention`.
 
     Source:
@@ -139,12 +178,30 @@ class SelfAttention2d(nn.Module):
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Return the features with what each pixel reads from the others."""
         check_tensor("SelfAttention2d", "features", features, "B C H W", C=self.channels)
-        q, k, v = rearrange(
-            self.qkv(features), "B (three d) H W -> three B (H W) d", three=3
-        ).unbind()
-        return _gated_residual(
-            features, attention(q, k, v, impl=self.impl), self.output, self.gate
-        )
+        qkv = self._project(features)
+        q, k, v = qkv.unsqueeze(1).chunk(3, 3)
+        read = attention(q, k, v, impl=self.impl).squeeze(1)
+        return _gated_residual(features, self._join(read, features), self.gate)
+
+    def _project(self, features: Tensor) -> Tensor:
+        """Queries, keys and values by one product, side by side at every pixel."""
+        weight = self.qkv.weight.flatten(1)
+        pixels = features.flatten(2).mT
+        # the fast kernels want the entries of a query side by side, and the product writes them so
+        # from either memory format: no copy is left to make
+        if pixels_come_first(features):
+            return F.linear(pixels, weight)
+        return pixels @ weight.mT.expand(features.shape[0], -1, -1)
+
+    def _join(self, read: Tensor, features: Tensor) -> Tensor:
+        """What the pixels read, in the width and memory format of the features."""
+        weight, bias = self.output.weight.flatten(1), self.output.bias
+        if pixels_come_first(features) or bias is None:
+            update = F.linear(read, weight, bias).mT
+        else:
+            weights = weight.expand(features.shape[0], -1, -1)
+            update = torch.baddbmm(bias.unsqueeze(1), weights, read.mT)
+        return update.unflatten(2, features.shape[2:])
 
     def extra_repr(self) -> str:
         """Name the options that the layers do not show."""
@@ -159,12 +216,6 @@ def _attn_dim(owner: str, channels: int, attn_dim: int | None) -> int:
     return attn_dim
 
 
-def _gated_residual(
-    features: Tensor, read: Tensor, output: nn.Conv2d, gate: nn.Parameter
-) -> Tensor:
-    read = rearrange(read, "B (H W) d -> B d H W", H=features.shape[2])
-    if features.is_contiguous():
-        # the view above is channels_last, and so would be what joins the features: slow to add
-        read = read.contiguous()
-    update = output(read)
-    return features + (gate.to(update.dtype) * update).to(features.dtype)
+def _gated_residual(features: Tensor, update: Tensor, gate: nn.Parameter) -> Tensor:
+    dtype = features.dtype
+    return torch.addcmul(features, gate.to(dtype), update.to(dtype))

@@ -17,6 +17,7 @@ from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
 CHANNELS, TOKEN_DIM = 4, 3
 IMPLS = ("reference", "sdpa")
 KINDS = ("inject", "attend")
+CASES = [(kind, impl) for kind in KINDS for impl in IMPLS] + [("inject", "folded")]
 SHAPES = {
     "batch": st.integers(1, 3),
     "height": st.integers(1, 6),
@@ -73,8 +74,7 @@ def test_a_new_module_is_the_identity(kind, **shape):
     assert_equal(make(kind, gate=None)(*args), args[0])
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "impl"), CASES)
 @given(**SHAPES)
 def test_equals_the_equations_computed_pixel_by_pixel(kind, impl, **shape):
     module, args = make(kind, impl=impl), draw(kind, **shape)
@@ -136,9 +136,9 @@ def test_only_the_gate_learns_while_it_is_closed(kind):
         assert bool(parameter.grad.any()) == (name == "gate"), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients(kind):
-    module = make(kind, impl="reference")
+@pytest.mark.parametrize(("kind", "impl"), [case for case in CASES if case[1] != "sdpa"])
+def test_gradients(kind, impl):
+    module = make(kind, impl=impl)
     names, parameters = zip(*module.named_parameters(), strict=True)
     args = [x.requires_grad_() for x in draw(kind, 1, 2, 2, 3)]
 
@@ -149,18 +149,13 @@ def test_gradients(kind):
     assert torch.autograd.gradcheck(call, (*args, *parameters), fast_mode=False)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "impl"), CASES)
 def test_memory_formats_and_strides(kind, impl):
     module, (features, *rest) = make(kind, impl=impl), draw(kind)
-    updates = []
-    module.output.register_forward_hook(lambda _module, _args, out: updates.append(out))
     expected = module(features, *rest)
     channels_last = module(features.to(memory_format=torch.channels_last), *rest)
-    for out in (expected, updates[0]):
-        assert out.is_contiguous()
-    for out in (channels_last, updates[1]):
-        assert out.is_contiguous(memory_format=torch.channels_last)
+    assert expected.is_contiguous()
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
     assert_close64(channels_last, expected)
     transposed = features.mT.contiguous().mT
     assert_close64(module(transposed, *(x.mT.contiguous().mT for x in rest)), expected)
@@ -177,8 +172,7 @@ def test_map_sizes(size):
         assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "impl"), CASES)
 def test_closed_gate_is_the_identity_for_huge_float16_features(kind, impl):
     module = make(kind, gate=0.0, impl=impl).to(torch.float16)
     args = [torch.full_like(x, 3e4, dtype=torch.float16) for x in draw(kind)]
@@ -239,6 +233,44 @@ def test_default_width_is_half_the_channels(kind):
     assert f"attn_dim={CHANNELS // 2}" in repr(make(kind))
 
 
+@given(**SHAPES)
+def test_the_implementations_of_the_injection_agree(**shape):
+    args = [x.requires_grad_() for x in draw("inject", **shape)]
+    results = []
+    for impl in ("reference", "sdpa", "folded", "auto"):
+        module = make("inject", impl=impl)
+        out = module(*args)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), [*args, *module.parameters()])])
+    for result in results[1:]:
+        for got, expected in zip(result, results[0], strict=True):
+            assert_close64(got, expected, scale=10)
+
+
+def test_folding_has_second_order_gradients():
+    module = make("inject", impl="folded")
+    args = [x.requires_grad_() for x in draw("inject", 1, 2, 2, 3)]
+    assert torch.autograd.gradgradcheck(module, args)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_self_attention_hands_over_what_the_fast_kernels_take(layout, monkeypatch):
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*qkv):
+        seen.extend(qkv)
+        return attend(*qkv)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    make("attend")(draw("attend")[0].to(memory_format=layout))
+    dim = CHANNELS // 2
+    for x in seen:
+        assert x.shape == (2, 1, 15, dim)
+        # entries side by side, pixels at one step, and nothing copied: one product made all three
+        assert x.stride()[2:] == (3 * dim, 1)
+        assert x.untyped_storage().data_ptr() == seen[0].untyped_storage().data_ptr()
+
+
 @pytest.mark.compile
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_equals_eager(kind):
@@ -285,7 +317,7 @@ def test_bad_inputs(case, error, parts):
         pytest.param("inject", {"token_dim": 0}, InputError, "token_dim must", id="token-dim"),
         pytest.param("inject", {"attn_dim": 0}, InputError, "attn_dim must", id="attn-dim"),
         pytest.param("inject", {"impl": "fast"}, InputError, "impl must", id="impl"),
-        pytest.param("inject", {"impl": "fused"}, InputError, "no fused kernel", id="fused"),
+        pytest.param("attend", {"impl": "fused"}, InputError, "no fused kernel", id="fused"),
         pytest.param("attend", {"channels": 2.0}, DTypeError, "channels must", id="float"),
         pytest.param("attend", {"attn_dim": True}, DTypeError, "attn_dim must", id="bool"),
         pytest.param("attend", {"impl": None}, InputError, "impl must", id="self-impl"),

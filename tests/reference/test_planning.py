@@ -89,7 +89,7 @@ class Formula:
     """Twice the multiply-adds of every layer that runs, from shapes; and of its backward."""
 
     def __init__(self, *modules):
-        self.forward = self.backward = 0
+        self.forward = self.backward = self.attention = 0
         self.handles = [
             part.register_forward_hook(self.see)
             for module in modules
@@ -106,19 +106,33 @@ class Formula:
         elif isinstance(part, nn.Linear):
             work = 2 * output.numel() * part.in_features
         else:
-            # scores and reading: every pixel with every key
-            pixels = output.shape[2] * output.shape[3]
-            keys = inputs[1].shape[1] if len(inputs) > 1 else pixels
-            self.forward += 2 * 2 * len(output) * pixels * keys * part.attn_dim
+            self.see_attention(part, inputs, output)
             return
         self.forward += work
         # one product for the weight, one for the input if something below wants it
         self.backward += work * (1 + inputs[0].requires_grad)
 
+    def see_attention(self, part, inputs, output):
+        pixels, channels = output.shape[2] * output.shape[3], part.channels
+        if isinstance(part, SelfAttention2d):
+            # queries, keys, values and what joins the map; scores and reading
+            work = 2 * len(output) * pixels * channels * 4 * part.attn_dim
+            self.attention += 2 * 2 * len(output) * pixels * pixels * part.attn_dim
+        else:
+            # the projections meet at the tokens, and the map meets keys and values of its width
+            tokens = inputs[1].shape[1]
+            projected = 2 * part.attn_dim * (part.token_dim + channels)
+            work = 2 * len(output) * tokens * (projected + 2 * pixels * channels)
+        self.forward += work
+        self.backward += 2 * work
+
     def __enter__(self):
         return self
 
     def __exit__(self, *unused):
+        self.forward += self.attention
+        # five products of the scores' size stand against two in the forward pass
+        self.backward += self.attention * 5 // 2
         for handle in self.handles:
             handle.remove()
 
@@ -152,27 +166,11 @@ def test_the_generators_backward_is_the_sum_over_its_layers():
     generator, _, _ = networks("own")
     with Formula(generator) as formula:
         generator(batch_of("own").labels, torch.zeros(4, 64))
-    # attention: five products of the scores' size stand against two in the forward pass
-    attention = formula.forward - plain_work(generator)
-    expected = formula.backward + attention * 5 // 2
     found = phase(counted("own"), "G", "generator, backward").flops
     # the latents' first layer, and the second image, which the diversity loss only reaches
     # through the features, leave the last convolution out once
     last = 2 * 4 * 32 * 32 * 8 * 3 * 9
-    assert found == 2 * expected - 2 * last
-
-
-def plain_work(generator):
-    with Formula(generator) as formula, torch.no_grad():
-        for handle in formula.handles:
-            handle.remove()
-        formula.handles = [
-            part.register_forward_hook(formula.see)
-            for part in generator.modules()
-            if isinstance(part, (nn.Conv2d, nn.Linear))
-        ]
-        generator(batch_of("own").labels, torch.zeros(4, 64))
-    return formula.forward
+    assert found == 2 * formula.backward - 2 * last
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,23 +11,14 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_choice, check_tensor, values_are_readable
 from dpsims.errors import DTypeError, InputError
+from dpsims.ops._impl import ResolvedImpl
+from dpsims.ops.attention import _reference
 
 AttentionImpl = Literal["auto", "reference", "sdpa"]
 
 _CHOICES = ("auto", "reference", "sdpa", "fused")
 # numbers in the widest vector register of a CPU (AVX-512)
 _CPU_LANES = 16
-
-
-class ResolvedImpl(NamedTuple):
-    """An implementation and why it was chosen.
-
-    Source:
-        Not from the paper: the library's way to explain ``"auto"``.
-    """
-
-    impl: str
-    reason: str
 
 
 def resolve_attention_impl(impl: str = "auto") -> ResolvedImpl:
@@ -106,8 +96,8 @@ def attention(
     """
     _check(q, k, v)
     resolved = resolve_attention_impl(impl).impl
-    with _without_autocast(q.device):
-        return _sdpa(q, k, v) if resolved == "sdpa" else _reference(q, k, v)
+    with _reference.without_autocast(q.device):
+        return _sdpa(q, k, v) if resolved == "sdpa" else _reference.attend(q, k, v)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -123,19 +113,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         if value.dtype != q.dtype:
             msg = f"attention: {name} must have q's dtype {q.dtype}; got {value.dtype}"
             raise DTypeError(msg)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    # autocast would send float32 logits to float16, where 300 * 300 * 64 / 8 is infinite
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    compute = torch.promote_types(q.dtype, torch.float32)
-    logits = (q.to(compute) * q.shape[-1] ** -0.5) @ k.to(compute).mT
-    return (logits.softmax(-1) @ v.to(compute)).to(q.dtype)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
