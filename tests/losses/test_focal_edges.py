@@ -366,7 +366,7 @@ BAD = {
     "smoothing-nan": ({"label_smoothing": torch.nan}, InputError, ["label_smoothing", "nan"]),
     "ignore-float": ({"ignore_index": 255.0}, DTypeError, ["ignore_index", "int", "float"]),
     "reduction": ({"reduction": "avg"}, InputError, ["reduction", "'valid_mean'", "'avg'"]),
-    "impl": ({"impl": "fused"}, InputError, ["impl", "'auto', 'reference'", "'fused'"]),
+    "impl": ({"impl": "fast"}, InputError, ["impl", "'auto', 'reference'", "'fast'"]),
 }
 
 
