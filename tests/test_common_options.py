@@ -267,7 +267,7 @@ OPTIONS = (
     Options(
         "pixel_focal_loss",
         with_inputs("pixel_focal_loss"),
-        {**FOCAL, "reduction": CHOICE, "impl": CHOICE},
+        {**FOCAL, "reduction": CHOICE, "impl": CHOICE, "inplace": BOOL},
     ),
     Options(
         "PixelFocalLoss",
@@ -278,6 +278,8 @@ OPTIONS = (
             "mask_fake": BOOL,
             "reduction": CHOICE,
             "sync": BOOL,
+            "impl": CHOICE,
+            "inplace": BOOL,
             **FOCAL,
         },
     ),

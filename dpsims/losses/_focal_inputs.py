@@ -49,6 +49,25 @@ def check_labels(
     check_label_values(owner, "labels", labels, num_classes, ignore_index)
 
 
+def check_gan_logits(
+    owner: str,
+    name: str,
+    logits: object,
+    labels: object,
+    num_classes: int,
+    ignore_index: int | None,
+) -> None:
+    """Raise unless ``logits`` have a channel per class and one more, and ``labels`` fit them."""
+    check_tensor(owner, name, logits, "B C H W")
+    assert isinstance(logits, Tensor)
+    channels = num_classes + 1
+    if logits.shape[1] != channels:
+        msg = f"{owner}: {name} must have num_classes + 1 = {channels} channels, the fake "
+        msg += f"class last; got {logits.shape[1]}"
+        raise InputError(msg)
+    check_labels(owner, labels, logits, num_classes, ignore_index)
+
+
 def check_class_weights(owner: str, class_weights: object, logits: Tensor) -> None:
     """Raise unless ``class_weights`` is one fixed, finite, non-negative number per channel."""
     check_tensor(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from dpsims._checks import check_bool, check_choice, check_int, check_tensor
-from dpsims.errors import InputError
-from dpsims.losses._focal_inputs import check_class_weights, check_focal_options, check_labels
+from dpsims.losses._focal_inputs import (
+    check_class_weights,
+    check_focal_options,
+    check_gan_logits,
+    check_labels,
+)
+from dpsims.losses._focal_terms import PixelFocalTerms
 from dpsims.losses.class_weights import class_balance_weights
 from dpsims.ops.focal._targets import FocalSpec, Reduction, loss_dtype
 from dpsims.ops.focal.api import FocalImpl, focal_loss, resolve_focal_impl
@@ -50,10 +55,10 @@ def pixel_focal_loss(
             same gradient in plain torch; ``"reference"`` is the equation alone: slower, and its
             gradient is NaN where ``p`` rounds to 1 and ``0 < gamma < 1``. ``"auto"`` is as in
             :func:`dpsims.ops.focal.resolve_focal_impl`.
-        inplace: Let the fused loss write its gradient over ``logits``, which saves the one map of
-            their size that it needs. Afterwards the logits are garbage: nothing else may read
-            them, and there is one backward pass, of first order. Without a gradient to compute,
-            and under ``torch.compile``, they are left alone.
+        inplace: Let the fused loss write its gradient over ``logits``, which saves the one map
+            that it holds. Afterwards they are garbage to whoever else reads them, and there is
+            one backward pass, of first order. Without a gradient to compute, and under
+            ``torch.compile``, they are left alone.
     Shape:
         - logits ``(B, C, H, W)``; labels ``(B, H, W)``, uint8, int16, int32 or int64
         - output a scalar, or ``(B, H, W)`` with ``reduction="none"``; float64 for float64 logits,
@@ -67,12 +72,11 @@ def pixel_focal_loss(
     Note:
         Units: nats. An id out of range makes its pixel NaN on other devices than the CPU. All
         pixels ignored, or an empty batch: exactly 0, with zero gradient. Finite logits of any size
-        give finite gradients. Cost: ``O(B C H W)``. Fused, the logits are read once and the
-        gradient, the one map of their size that is held, is written once; another read and write
-        follow where the loss is multiplied by a number other than 1. For float16, for
-        ``reduction="none"`` and under ``torch.compile`` the gradient comes with the backward
-        pass, after a second read. Nothing waits for the device. Gradients: any order; beyond the
-        first in closed form.
+        give finite gradients. Cost: ``O(B C H W)``. Fused, the logits are read once and their
+        gradient, the one map that is held, is written once; and once more each where the loss is
+        multiplied by a number other than 1. For float16, ``reduction="none"`` and under
+        ``torch.compile`` the backward pass reads the logits again. Nothing waits for the device.
+        Gradients: any order; beyond the first in closed form.
     Source:
         Berrada et al., CVPR 2024, Sec. 3.3, Eqs. (3)-(4), whose sum over pixels is
         ``reduction="sum"`` divided by ``B``. The paper gives no value for its smoothing.
@@ -97,21 +101,6 @@ def pixel_focal_loss(
         check_class_weights(owner, class_weights, logits)
     spec = FocalSpec(gamma, label_smoothing, ignore_index, num_classes, None, reduction)
     return focal_loss(logits, labels, class_weights, spec, impl=impl, inplace=inplace)
-
-
-class PixelFocalTerms(NamedTuple):
-    """The two terms of the discriminator's loss; it minimises their sum.
-
-    Attributes:
-        real: Cost of the real images: name each pixel's class.
-        fake: Cost of the fake images: call each pixel fake.
-
-    Source:
-        Berrada et al., CVPR 2024, Sec. 3.3, Eq. (3).
-    """
-
-    real: Float[Tensor, ""]
-    fake: Float[Tensor, ""]
 
 
 class PixelFocalLoss:
@@ -243,7 +232,7 @@ class PixelFocalLoss:
             class_weights = class_balance_weights(
                 labels, self.num_classes, ignore_index=ignored, sync=self.sync, dtype=dtype
             )
-        return self._loss(logits, labels, class_weights, smoothing, ignored, None)
+        return self._loss(logits, labels, class_weights, smoothing, ignored)
 
     def _loss(
         self,
@@ -252,21 +241,12 @@ class PixelFocalLoss:
         class_weights: Tensor | None,
         smoothing: float,
         ignored: int | None,
-        target: int | None,
+        target: int | None = None,
     ) -> Tensor:
-        spec = FocalSpec(
-            self.gamma, smoothing, ignored, self.num_classes, target, self.reduction
-        )
+        spec = FocalSpec(self.gamma, smoothing, ignored, self.num_classes, target, self.reduction)
         return focal_loss(
             logits, labels, class_weights, spec, impl=self.impl, inplace=self.inplace
         )
 
     def _check(self, owner: str, name: str, logits: object, labels: object) -> None:
-        check_tensor(owner, name, logits, "B C H W")
-        assert isinstance(logits, Tensor)
-        channels = self.num_classes + 1
-        if logits.shape[1] != channels:
-            msg = f"{owner}: {name} must have num_classes + 1 = {channels} channels, the fake "
-            msg += f"class last; got {logits.shape[1]}"
-            raise InputError(msg)
-        check_labels(owner, labels, logits, self.num_classes, self.ignore_index)
+        check_gan_logits(owner, name, logits, labels, self.num_classes, self.ignore_index)

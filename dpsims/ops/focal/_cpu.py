@@ -18,6 +18,8 @@ from dpsims.ops.focal._targets import (
 
 # logits per thread and block: few enough to stay in cache, enough to hide the calls
 _BLOCK = 2**18
+# smoothing holds several maps of a block
+_SMOOTH_BLOCK = 2**17
 # p * log_p is 0 in float64 too
 _LOWEST = -1000.0
 
@@ -72,7 +74,7 @@ def _run(
     compute = loss_dtype(logits.dtype)
     # the exponentials of a block go where its gradient goes, if that can hold them
     direct = grad is not None and grad.dtype is compute
-    for images, rows in _blocks(logits):
+    for images, rows in _blocks(logits, _SMOOTH_BLOCK if spec.smoothing else _BLOCK):
         x, ids, weights = (m[images, :, rows] for m in (logits, targets.ids, targets.weights))
         part = grad[images, :, rows] if grad is not None else None
         scratch = part if direct and part is not None else torch.empty_like(x, dtype=compute)
@@ -88,10 +90,10 @@ def _run(
                 part.copy_(scratch)
 
 
-def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+def _blocks(logits: Tensor, block: int) -> Iterator[tuple[slice, slice]]:
     """Slices of images and rows that cover the map a block at a time."""
     batch, channels, height, width = logits.shape
-    block = _BLOCK * torch.get_num_threads()
+    block *= torch.get_num_threads()
     rows = min(height, max(1, block // (channels * width)))
     images = max(1, block // (channels * width * height))
     for image in range(0, batch, images):
@@ -128,24 +130,21 @@ def _smooth(
     """:func:`_sharp` for targets with a share of every channel."""
     gap = torch.sub(x, x.amax(1, keepdim=True).to(out.dtype), out=out)
     p = gap.exp()
-    top = gap == 0
-    ties = top.sum(1, keepdim=True)
-    others = p.masked_fill(top, 0.0).sum(1, keepdim=True) + (ties - 1)
-    p /= 1 + others
-    log_p = gap.sub_(others.log1p())
-    # where p is near 1 the sum of the others gives 1 - p with all its digits
-    rest = torch.where(top, others / (1 + others), 1 - p)
+    total = p.sum(1, keepdim=True)
+    p /= total
+    log_p = gap.sub_(total.log())
+    rest = 1 - p
     power = _power(rest, spec.gamma)
-    value = power * -log_p
-    spread = spec.smoothing / x.shape[1]
-    loss = (1 - spec.smoothing) * value.gather(1, ids) + spread * value.sum(1, keepdim=True)
+    value = power * log_p
+    sharp, spread = 1 - spec.smoothing, spec.smoothing / x.shape[1]
+    loss = -sharp * value.gather(1, ids) - spread * value.sum(1, keepdim=True)
+    del value
     if with_grad:
         slope = _slope(log_p, p, rest, power, spec.gamma)
-        own = slope.gather(1, ids).mul_(1 - spec.smoothing)
-        slope.mul_(spread).scatter_add_(1, ids, own)
+        own = slope.gather(1, ids).mul_(sharp * factor)
+        slope.mul_(spread * factor).scatter_add_(1, ids, own)
         # the chain rule of softmax: every channel's slope, less p times the sum of all slopes
-        pull = p.mul_(slope.sum(1, keepdim=True))
-        torch.sub(slope, pull, out=out).mul_(factor)
+        torch.addcmul(slope, p, slope.sum(1, keepdim=True), value=-1, out=out)
     return loss
 
 

@@ -90,16 +90,15 @@ def _sharp(head, tail, at, at_tail, ids, factor, gamma, GAMMA: tl.constexpr, TAI
 
 
 @triton.jit
-def _smooth_part(gap, real, mine, others, sharp, spread, gamma, GAMMA: tl.constexpr):
-    """Of some channels: their share of the loss, slopes times target, and probabilities."""
-    p = tl.exp(gap) / (1.0 + others)[None, :]
-    log_p = gap - _log1p(others)[None, :]
-    # where p is near 1 the sum of the others gives 1 - p with all its digits
-    rest = tl.where(gap == 0, (others / (1.0 + others))[None, :], 1.0 - p)
+def _smooth_part(p, gap, log_total, real, mine, sharp, spread, gamma, GAMMA: tl.constexpr):
+    """Of some channels: their share of the loss, and their slopes times their target."""
+    log_p = gap - log_total[None, :]
+    # with a share of every channel in the target, the digits that 1 - p loses do not count
+    rest = 1.0 - p
     target = tl.where(mine, sharp + spread, spread)
     value = tl.where(real, -log_p * _power(rest, gamma, GAMMA) * target, 0.0)
     slope = tl.where(real, _slope(log_p, p, rest, gamma, GAMMA) * target, 0.0)
-    return tl.sum(value, 0), slope, p
+    return tl.sum(value, 0), slope
 
 
 @triton.jit
@@ -108,28 +107,30 @@ def _smooth(
     GAMMA: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """:func:`_sharp` for targets with a share of every channel."""
+    sharp = 1.0 - smoothing
+    spread = smoothing / channels
     peak = tl.max(head, 0)
     if TAIL:
         peak = tl.maximum(peak, tl.max(tail, 0))
     head -= peak[None, :]
-    others = tl.sum(tl.where(head == 0, 0.0, tl.exp(head)), 0)
-    ties = tl.sum(tl.where(head == 0, 1.0, 0.0), 0)
+    p = tl.exp(head)
+    total = tl.sum(p, 0)
     if TAIL:
         tail -= peak[None, :]
-        others += tl.sum(tl.where(tail == 0, 0.0, tl.exp(tail)), 0)
-        ties += tl.sum(tl.where(tail == 0, 1.0, 0.0), 0)
-    others += ties - 1.0
-    sharp = 1.0 - smoothing
-    spread = smoothing / channels
-    value, head, p = _smooth_part(
-        head, (at < channels)[:, None], at[:, None] == ids[None, :],
-        others, sharp, spread, gamma, GAMMA,
+        p_tail = tl.exp(tail)
+        total += tl.sum(p_tail, 0)
+    log_total = tl.log(total)
+    p = p / total[None, :]
+    value, head = _smooth_part(
+        p, head, log_total, (at < channels)[:, None], at[:, None] == ids[None, :],
+        sharp, spread, gamma, GAMMA,
     )  # fmt: skip
     pull = tl.sum(head, 0)
     if TAIL:
-        value_tail, tail, p_tail = _smooth_part(
-            tail, (at_tail < channels)[:, None], at_tail[:, None] == ids[None, :],
-            others, sharp, spread, gamma, GAMMA,
+        p_tail = p_tail / total[None, :]
+        value_tail, tail = _smooth_part(
+            p_tail, tail, log_total, (at_tail < channels)[:, None],
+            at_tail[:, None] == ids[None, :], sharp, spread, gamma, GAMMA,
         )  # fmt: skip
         value += value_tail
         pull += tl.sum(tail, 0)
