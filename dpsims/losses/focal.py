@@ -14,7 +14,7 @@ from dpsims.losses._focal_inputs import (
     check_gan_logits,
     check_labels,
 )
-from dpsims.losses._focal_terms import PixelFocalTerms
+from dpsims.losses._focal_terms import PixelFocalTerms as PixelFocalTerms
 from dpsims.losses.class_weights import class_balance_weights
 from dpsims.ops.focal._targets import FocalSpec, Reduction, loss_dtype
 from dpsims.ops.focal.api import FocalImpl, focal_loss, resolve_focal_impl
@@ -51,14 +51,13 @@ def pixel_focal_loss(
         reduction: ``"mean"`` divides by ``B * H * W``, ignored pixels included, and so does not
             depend on how a batch is split; ``"valid_mean"`` divides by the number of pixels that
             are not ignored; ``"sum"``; ``"none"`` returns the loss of every pixel.
-        impl: ``"fused"`` computes the loss and its gradient in one pass; ``"closed_form"`` is the
-            same gradient in plain torch; ``"reference"`` is the equation alone: slower, and its
-            gradient is NaN where ``p`` rounds to 1 and ``0 < gamma < 1``. ``"auto"`` is as in
-            :func:`dpsims.ops.focal.resolve_focal_impl`.
-        inplace: Let the fused loss write its gradient over ``logits``, which saves the one map
-            that it holds. Afterwards they are garbage to whoever else reads them, and there is
-            one backward pass, of first order. Without a gradient to compute, and under
-            ``torch.compile``, they are left alone.
+        impl: ``"fused"`` takes one pass for the loss and its gradient; ``"closed_form"`` is that
+            gradient in plain torch; ``"reference"`` is the equation alone, whose gradient is NaN
+            where ``p`` rounds to 1 and ``0 < gamma < 1``. ``"auto"``:
+            :func:`~dpsims.ops.focal.resolve_focal_impl`.
+        inplace: Let the fused loss write its gradient over ``logits``, to hold no map of its own.
+            They are garbage then to whoever else reads them, and there is one backward pass, of
+            first order. Without a gradient, and under ``torch.compile``, they are left alone.
     Shape:
         - logits ``(B, C, H, W)``; labels ``(B, H, W)``, uint8, int16, int32 or int64
         - output a scalar, or ``(B, H, W)`` with ``reduction="none"``; float64 for float64 logits,
@@ -66,17 +65,16 @@ def pixel_focal_loss(
     Raises:
         InputError: Shapes or devices differ; an option is out of range; ``class_weights`` has the
             wrong length or a negative or infinite entry; (eagerly on CPU) an id is out of range;
-            ``impl`` or ``inplace`` cannot be had, for the reason that is given.
+            ``impl`` or ``inplace`` cannot be had.
         DTypeError: ``labels`` is not an integer map; ``class_weights`` requires a gradient.
 
     Note:
         Units: nats. An id out of range makes its pixel NaN on other devices than the CPU. All
         pixels ignored, or an empty batch: exactly 0, with zero gradient. Finite logits of any size
-        give finite gradients. Cost: ``O(B C H W)``. Fused, the logits are read once and their
-        gradient, the one map that is held, is written once; and once more each where the loss is
-        multiplied by a number other than 1. For float16, ``reduction="none"`` and under
-        ``torch.compile`` the backward pass reads the logits again. Nothing waits for the device.
-        Gradients: any order; beyond the first in closed form.
+        give finite gradients. Cost: ``O(B C H W)``. Fused, the logits are read and their gradient,
+        the one map that is held, written once; twice where the loss is multiplied by a number
+        other than 1. For float16, ``reduction="none"`` and under ``torch.compile`` the backward
+        pass reads the logits again. Nothing waits for the device. Gradients: any order.
     Source:
         Berrada et al., CVPR 2024, Sec. 3.3, Eqs. (3)-(4), whose sum over pixels is
         ``reduction="sum"`` divided by ``B``. The paper gives no value for its smoothing.
@@ -119,7 +117,7 @@ class PixelFocalLoss:
         reduction: ``"mean"``, ``"valid_mean"`` or ``"sum"``, as in :func:`pixel_focal_loss`.
         sync: Count classes over all processes, as in :func:`class_balance_weights`.
         impl: As in :func:`pixel_focal_loss`.
-        inplace: As in :func:`pixel_focal_loss`: the logits are lost to whoever else reads them.
+        inplace: As in :func:`pixel_focal_loss`.
     Shape:
         - logits ``(B, K + 1, H, W)``; labels ``(B, H, W)``, integer ids in ``[0, K)``
         - output a scalar

@@ -76,7 +76,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _derive(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    grad = _gradient(upstream, *ctx.saved_tensors, ctx.spec)
+    logits, labels, class_weights = ctx.saved_tensors
+    grad = _gradient(upstream, logits, labels, class_weights, ctx.spec)
     return (grad, *(None,) * (2 + len(ctx.spec)))
 
 
@@ -129,13 +130,15 @@ class _InOnePass(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # reading them raises where the graph was freed, or the logits written to since
         saved = ctx.saved_tensors
-        again = ctx.grad is None
-        if ctx.inplace and (again or torch.is_grad_enabled()):
-            reason = "a second backward pass" if again else "second derivatives"
+        handed_out = ctx.grad is None
+        if ctx.inplace and (handed_out or torch.is_grad_enabled()):
+            reason = "a second backward pass" if handed_out else "second derivatives"
             msg = f"pixel_focal_loss: inplace must be False for {reason}; got True"
             raise InputError(msg)
-        if again or torch.is_grad_enabled():
-            return _gradient(upstream, *saved, ctx.spec), None, None, None, None
+        if handed_out or torch.is_grad_enabled():
+            logits, labels, class_weights = saved
+            grad = _gradient(upstream, logits, labels, class_weights, ctx.spec)
+            return grad, None, None, None, None
         # whoever receives the gradient may write to it: it is handed out once
         grad, ctx.grad = ctx.grad, None
         _contract(grad.device).scale_(grad, upstream)

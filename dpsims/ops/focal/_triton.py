@@ -26,7 +26,7 @@ _GENERAL = -1
 
 @triton.jit
 def _log1p(x):
-    # torch's and CUDA's approximate log have no digits left near 1
+    # near 1 the log of a GPU has no digits left
     series = x * (1.0 - x * (0.5 - x * (0.33333333 - x * 0.25)))
     return tl.where(x < 0.03125, series, tl.log(1.0 + x))
 
@@ -34,14 +34,15 @@ def _log1p(x):
 @triton.jit
 def _power(rest, gamma, GAMMA: tl.constexpr):
     if GAMMA == 0:
-        return tl.where(rest == rest, 1.0, rest)
+        power = tl.where(rest == rest, 1.0, rest)
     elif GAMMA == 1:
-        return rest
+        power = rest
     elif GAMMA == 2:
-        return rest * rest
+        power = rest * rest
     else:
         safe = tl.where(rest > 0, rest, 1.0)
-        return tl.where(rest > 0, tl.exp2(gamma * tl.log2(safe)), 0.0)
+        power = tl.where(rest > 0, tl.exp2(gamma * tl.log2(safe)), 0.0)
+    return power
 
 
 @triton.jit
@@ -49,15 +50,16 @@ def _slope(log_p, p, rest, gamma, GAMMA: tl.constexpr):
     # the focal term's derivative by log_p; p * log_p is 0 far below, where log_p may be -inf
     low = tl.where(log_p < -1000.0, -1000.0, log_p)
     if GAMMA == 0:
-        return tl.where(low == low, -1.0, low)
+        slope = tl.where(low == low, -1.0, low)
     elif GAMMA == 1:
-        return p * low - rest
+        slope = p * low - rest
     elif GAMMA == 2:
-        return (2.0 * p * low - rest) * rest
+        slope = (2.0 * p * low - rest) * rest
     else:
         # at rest = 0 the quotient's limit is -1
         quotient = tl.where(rest > 0, low / tl.where(rest > 0, rest, 1.0), -1.0)
-        return _power(rest, gamma, GAMMA) * (gamma * p * quotient - 1.0)
+        slope = _power(rest, gamma, GAMMA) * (gamma * p * quotient - 1.0)
+    return slope
 
 
 @triton.jit
