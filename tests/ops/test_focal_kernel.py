@@ -9,7 +9,8 @@ import pytest
 import torch
 from support import assert_equal
 
-from dpsims.ops.focal import _cpu
+from dpsims.losses.focal import pixel_focal_loss
+from dpsims.ops.focal import _cpu, _library
 from dpsims.ops.focal._targets import FocalSpec
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -346,3 +347,39 @@ def test_the_operator_finds_the_kernel():
 
     assert _contract(torch.device("cuda")) is _triton
     assert _contract(torch.device("cpu")) is _cpu
+
+
+class TestThroughAutograd:
+    @pytest.fixture(autouse=True)
+    def _kernel(self, monkeypatch):
+        monkeypatch.setattr(_library, "_contract", lambda device: _triton)
+
+    @pytest.mark.parametrize("reduction", ["mean", "valid_mean", "none"])
+    @pytest.mark.parametrize("factor", [1.0, -3.0])
+    def test_gradients(self, reduction, factor):
+        logits, labels, weights = problem((2, 5, 4, 3))
+        grads = []
+        for impl in ("fused", "closed_form"):
+            leaf = logits.clone().requires_grad_()
+            options = {"class_weights": weights, "reduction": reduction, "impl": impl}
+            loss = (factor * pixel_focal_loss(leaf * 1, labels, **options)).sum()
+            grads.append(torch.autograd.grad(loss, leaf, retain_graph=True)[0])
+            grads.append(torch.autograd.grad(loss, leaf)[0])
+        for grad in grads[:3]:
+            torch.testing.assert_close(grad, grads[3], rtol=1e-5, atol=1e-6)
+
+    def test_in_place(self):
+        logits, labels, _ = problem((2, 5, 4, 3), torch.bfloat16)
+        grads = []
+        for inplace in (False, True):
+            leaf = logits.clone().requires_grad_()
+            loss = pixel_focal_loss(leaf * 1, labels, inplace=inplace, impl="fused")
+            grads.append(torch.autograd.grad(2 * loss, leaf)[0])
+        assert_equal(*grads)
+
+    def test_whoever_saved_the_logits_learns_of_it(self):
+        logits, labels, _ = problem((2, 5, 4, 3))
+        hidden = logits.requires_grad_().tanh()
+        loss = pixel_focal_loss(hidden, labels, inplace=True, impl="fused")
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
