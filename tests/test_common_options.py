@@ -268,7 +268,7 @@ OPTIONS = (
     Options(
         "pixel_focal_loss",
         with_inputs("pixel_focal_loss"),
-        {**FOCAL, "reduction": CHOICE, "impl": CHOICE},
+        {**FOCAL, "reduction": CHOICE, "impl": CHOICE, "inplace": BOOL},
     ),
     Options(
         "PixelFocalLoss",
@@ -279,6 +279,8 @@ OPTIONS = (
             "mask_fake": BOOL,
             "reduction": CHOICE,
             "sync": BOOL,
+            "impl": CHOICE,
+            "inplace": BOOL,
             **FOCAL,
         },
     ),

@@ -1,8 +1,6 @@
-"""What the focal losses do before and after the formula: checks, targets, weights, reduction."""
+"""What the focal losses check before the formula."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,76 +10,9 @@ from dpsims._checks import (
     check_label_values,
     check_number,
     check_tensor,
-    invalid_labels,
     values_are_readable,
 )
 from dpsims.errors import DTypeError, InputError
-
-
-class Targets(NamedTuple):
-    """What every pixel should be called and how much it counts.
-
-    Attributes:
-        ids: int64 ``(B, 1, H, W)``, safe to index with.
-        weights: ``(B, 1, H, W)``: 0 where ignored, NaN where the label was out of range.
-        valid: bool ``(B, 1, H, W)``, false where ignored.
-    """
-
-    ids: Tensor
-    weights: Tensor
-    valid: Tensor
-
-
-def loss_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that the loss of logits of ``dtype`` is computed and returned in."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def class_targets(
-    labels: Tensor,
-    num_classes: int,
-    class_weights: Tensor | None,
-    ignore_index: int | None,
-    dtype: torch.dtype,
-) -> Targets:
-    """Targets that name every pixel's class. ``dtype`` is that of the logits."""
-    ids = labels.long().unsqueeze(1)
-    bad = invalid_labels(ids, num_classes, ignore_index)
-    valid = _valid(ids, ignore_index)
-    ids = torch.where(bad | ~valid, 0, ids)
-    if class_weights is None:
-        weights = torch.ones_like(ids, dtype=loss_dtype(dtype))
-    else:
-        weights = class_weights.to(loss_dtype(dtype))[ids]
-    weights = torch.where(valid, weights, 0.0)
-    return Targets(ids, torch.where(bad, torch.nan, weights), valid)
-
-
-def one_target(
-    labels: Tensor, target: int, ignore_index: int | None, dtype: torch.dtype
-) -> Targets:
-    """The same target of weight 1 for every pixel that ``labels`` does not ignore."""
-    labels = labels.long().unsqueeze(1)
-    valid = _valid(labels, ignore_index)
-    return Targets(torch.full_like(labels, target), valid.to(loss_dtype(dtype)), valid)
-
-
-def _valid(ids: Tensor, ignore_index: int | None) -> Tensor:
-    if ignore_index is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    return ids != ignore_index
-
-
-def reduce_pixels(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:
-    """Reduce a ``(B, 1, H, W)`` map; an empty denominator counts as 1."""
-    if reduction == "none":
-        return loss.squeeze(1)
-    total = loss.sum()
-    if reduction == "mean":
-        return total / max(1, loss.numel())
-    if reduction == "valid_mean":
-        return total / valid.sum().clamp(min=1)
-    return total
 
 
 def check_focal_options(
@@ -116,6 +47,25 @@ def check_labels(
         msg += "(logits need K + 1 channels for K classes, the fake class last)"
         raise InputError(msg)
     check_label_values(owner, "labels", labels, num_classes, ignore_index)
+
+
+def check_gan_logits(
+    owner: str,
+    name: str,
+    logits: object,
+    labels: object,
+    num_classes: int,
+    ignore_index: int | None,
+) -> None:
+    """Raise unless ``logits`` have a channel per class and one more, and ``labels`` fit them."""
+    check_tensor(owner, name, logits, "B C H W")
+    assert isinstance(logits, Tensor)
+    channels = num_classes + 1
+    if logits.shape[1] != channels:
+        msg = f"{owner}: {name} must have num_classes + 1 = {channels} channels, the fake "
+        msg += f"class last; got {logits.shape[1]}"
+        raise InputError(msg)
+    check_labels(owner, labels, logits, num_classes, ignore_index)
 
 
 def check_class_weights(owner: str, class_weights: object, logits: Tensor) -> None:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from dpsims._checks import check_bool, check_choice, check_int, check_tensor
-from dpsims.errors import InputError
-from dpsims.losses._focal_gradient import pixel_focal, pixel_focal_reference
 from dpsims.losses._focal_inputs import (
     check_class_weights,
     check_focal_options,
+    check_gan_logits,
     check_labels,
-    class_targets,
-    loss_dtype,
-    one_target,
-    reduce_pixels,
 )
+from dpsims.losses._focal_terms import PixelFocalTerms as PixelFocalTerms
 from dpsims.losses.class_weights import class_balance_weights
-
-Reduction = Literal["mean", "valid_mean", "sum", "none"]
+from dpsims.ops.focal._targets import FocalSpec, Reduction, loss_dtype
+from dpsims.ops.focal.api import FocalImpl, focal_loss, resolve_focal_impl
 
 
 def pixel_focal_loss(
@@ -33,7 +29,8 @@ def pixel_focal_loss(
     label_smoothing: float = 0.0,
     ignore_index: int | None = 255,
     reduction: Reduction = "mean",
-    impl: Literal["auto", "reference"] = "auto",
+    impl: FocalImpl = "auto",
+    inplace: bool = False,
 ) -> Tensor:
     r"""Cross-entropy of every pixel, turned down where the right class is already likely.
 
@@ -54,22 +51,30 @@ def pixel_focal_loss(
         reduction: ``"mean"`` divides by ``B * H * W``, ignored pixels included, and so does not
             depend on how a batch is split; ``"valid_mean"`` divides by the number of pixels that
             are not ignored; ``"sum"``; ``"none"`` returns the loss of every pixel.
-        impl: ``"auto"`` has its gradient in closed form. ``"reference"`` is the equation in plain
-            torch: slower, and its gradient is NaN where ``p`` rounds to 1 and ``0 < gamma < 1``.
+        impl: ``"fused"`` takes one pass for the loss and its gradient; ``"closed_form"`` is that
+            gradient in plain torch; ``"reference"`` is the equation alone, whose gradient is NaN
+            where ``p`` rounds to 1 and ``0 < gamma < 1``. ``"auto"``:
+            :func:`~dpsims.ops.focal.resolve_focal_impl`.
+        inplace: Let the fused loss write its gradient over ``logits``, to hold no map of its own.
+            They are garbage then to whoever else reads them, and there is one backward pass, of
+            first order. Without a gradient, and under ``torch.compile``, they are left alone.
     Shape:
         - logits ``(B, C, H, W)``; labels ``(B, H, W)``, uint8, int16, int32 or int64
         - output a scalar, or ``(B, H, W)`` with ``reduction="none"``; float64 for float64 logits,
           else float32
     Raises:
         InputError: Shapes or devices differ; an option is out of range; ``class_weights`` has the
-            wrong length or a negative or infinite entry; (eagerly on CPU) an id is out of range.
+            wrong length or a negative or infinite entry; (eagerly on CPU) an id is out of range;
+            ``impl`` or ``inplace`` cannot be had.
         DTypeError: ``labels`` is not an integer map; ``class_weights`` requires a gradient.
 
     Note:
         Units: nats. An id out of range makes its pixel NaN on other devices than the CPU. All
         pixels ignored, or an empty batch: exactly 0, with zero gradient. Finite logits of any size
-        give finite gradients. Cost: ``O(B C H W)``; in plain eager mode the gradient is the one
-        map of the logits' size that is held. Gradients: any order.
+        give finite gradients. Cost: ``O(B C H W)``. Fused, the logits are read and their gradient,
+        the one map that is held, written once; twice where the loss is multiplied by a number
+        other than 1. For float16, ``reduction="none"`` and under ``torch.compile`` the backward
+        pass reads the logits again. Nothing waits for the device. Gradients: any order.
     Source:
         Berrada et al., CVPR 2024, Sec. 3.3, Eqs. (3)-(4), whose sum over pixels is
         ``reduction="sum"`` divided by ``B``. The paper gives no value for its smoothing.
@@ -85,31 +90,15 @@ def pixel_focal_loss(
     owner = "pixel_focal_loss"
     check_focal_options(owner, gamma, label_smoothing, ignore_index)
     check_choice(owner, "reduction", reduction, ("mean", "valid_mean", "sum", "none"))
-    check_choice(owner, "impl", impl, ("auto", "reference"))
+    check_bool(owner, "inplace", inplace)
+    resolve_focal_impl(impl)
     check_tensor(owner, "logits", logits, "B C H W")
     num_classes = logits.shape[1]
     check_labels(owner, labels, logits, num_classes, ignore_index)
     if class_weights is not None:
         check_class_weights(owner, class_weights, logits)
-    targets = class_targets(labels, num_classes, class_weights, ignore_index, logits.dtype)
-    form = pixel_focal_reference if impl == "reference" else pixel_focal
-    loss = form(logits, targets.ids, targets.weights, gamma, label_smoothing)
-    return reduce_pixels(loss, targets.valid, reduction)
-
-
-class PixelFocalTerms(NamedTuple):
-    """The two terms of the discriminator's loss; it minimises their sum.
-
-    Attributes:
-        real: Cost of the real images: name each pixel's class.
-        fake: Cost of the fake images: call each pixel fake.
-
-    Source:
-        Berrada et al., CVPR 2024, Sec. 3.3, Eq. (3).
-    """
-
-    real: Float[Tensor, ""]
-    fake: Float[Tensor, ""]
+    spec = FocalSpec(gamma, label_smoothing, ignore_index, num_classes, None, reduction)
+    return focal_loss(logits, labels, class_weights, spec, impl=impl, inplace=inplace)
 
 
 class PixelFocalLoss:
@@ -127,6 +116,8 @@ class PixelFocalLoss:
             fake pixel is fake whatever the map says.
         reduction: ``"mean"``, ``"valid_mean"`` or ``"sum"``, as in :func:`pixel_focal_loss`.
         sync: Count classes over all processes, as in :func:`class_balance_weights`.
+        impl: As in :func:`pixel_focal_loss`.
+        inplace: As in :func:`pixel_focal_loss`.
     Shape:
         - logits ``(B, K + 1, H, W)``; labels ``(B, H, W)``, integer ids in ``[0, K)``
         - output a scalar
@@ -165,13 +156,17 @@ class PixelFocalLoss:
         mask_fake: bool = False,
         reduction: Literal["mean", "valid_mean", "sum"] = "mean",
         sync: bool = False,
+        impl: FocalImpl = "auto",
+        inplace: bool = False,
     ) -> None:
         owner = "PixelFocalLoss"
         check_int(owner, "num_classes", num_classes)
         check_focal_options(owner, gamma, label_smoothing, ignore_index)
         check_choice(owner, "reduction", reduction, ("mean", "valid_mean", "sum"))
-        for name, flag in (("balanced", balanced), ("mask_fake", mask_fake), ("sync", sync)):
+        flags = {"balanced": balanced, "mask_fake": mask_fake, "sync": sync, "inplace": inplace}
+        for name, flag in flags.items():
             check_bool(owner, name, flag)
+        resolve_focal_impl(impl)
         self.num_classes = num_classes
         self.gamma = gamma
         self.balanced = balanced
@@ -180,6 +175,8 @@ class PixelFocalLoss:
         self.mask_fake = mask_fake
         self.reduction: Reduction = reduction
         self.sync = sync
+        self.impl: FocalImpl = impl
+        self.inplace = inplace
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -209,9 +206,8 @@ class PixelFocalLoss:
         self._check(owner, "fake_logits", fake_logits, labels)
         real = self._name_classes(real_logits, labels, self.label_smoothing, class_weights)
         ignored = self.ignore_index if self.mask_fake else None
-        targets = one_target(labels, self.num_classes, ignored, fake_logits.dtype)
-        loss = pixel_focal(fake_logits, targets.ids, targets.weights, self.gamma, 0.0)
-        return PixelFocalTerms(real, reduce_pixels(loss, targets.valid, self.reduction))
+        fake = self._loss(fake_logits, labels, None, 0.0, ignored, self.num_classes)
+        return PixelFocalTerms(real, fake)
 
     def generator(
         self,
@@ -234,16 +230,21 @@ class PixelFocalLoss:
             class_weights = class_balance_weights(
                 labels, self.num_classes, ignore_index=ignored, sync=self.sync, dtype=dtype
             )
-        targets = class_targets(labels, self.num_classes, class_weights, ignored, logits.dtype)
-        loss = pixel_focal(logits, targets.ids, targets.weights, self.gamma, smoothing)
-        return reduce_pixels(loss, targets.valid, self.reduction)
+        return self._loss(logits, labels, class_weights, smoothing, ignored)
+
+    def _loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        class_weights: Tensor | None,
+        smoothing: float,
+        ignored: int | None,
+        target: int | None = None,
+    ) -> Tensor:
+        spec = FocalSpec(self.gamma, smoothing, ignored, self.num_classes, target, self.reduction)
+        return focal_loss(
+            logits, labels, class_weights, spec, impl=self.impl, inplace=self.inplace
+        )
 
     def _check(self, owner: str, name: str, logits: object, labels: object) -> None:
-        check_tensor(owner, name, logits, "B C H W")
-        assert isinstance(logits, Tensor)
-        channels = self.num_classes + 1
-        if logits.shape[1] != channels:
-            msg = f"{owner}: {name} must have num_classes + 1 = {channels} channels, the fake "
-            msg += f"class last; got {logits.shape[1]}"
-            raise InputError(msg)
-        check_labels(owner, labels, logits, self.num_classes, self.ignore_index)
+        check_gan_logits(owner, name, logits, labels, self.num_classes, self.ignore_index)

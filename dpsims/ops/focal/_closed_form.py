@@ -38,22 +38,6 @@ def pixel_focal(
     return loss
 
 
-def pixel_focal_reference(
-    logits: Tensor, targets: Tensor, weights: Tensor, gamma: float, smoothing: float
-) -> Tensor:
-    """:func:`pixel_focal` as the paper writes it, differentiated by autograd."""
-    logits = torch.where(weights == 0, 0.0, logits).to(weights.dtype)
-    log_p = torch.log_softmax(logits, 1)
-
-    def focal(log_p: Tensor) -> Tensor:
-        return -((1 - log_p.exp()) ** gamma) * log_p
-
-    value = focal(log_p.gather(1, targets))
-    if smoothing:
-        value = (1 - smoothing) * value + smoothing * focal(log_p).mean(1, keepdim=True)
-    return torch.where(weights == 0, 0.0, weights * value)
-
-
 class _PixelFocal(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -83,13 +67,44 @@ class _PixelFocal(torch.autograd.Function):
         if torch.is_grad_enabled():
             # a second derivative is wanted: the normaliser is a function of the logits too
             peak, log_total = _normalizer(logits, weights.dtype)
+        grad = _gradient_map(
+            logits, targets, weights, upstream, peak, log_total, ctx.gamma, ctx.smoothing
+        )
+        return grad, None, None, None, None, None, None
 
-        def gradient(*block: Tensor) -> Tensor:
-            rule = _smooth_gradient if ctx.smoothing else _gradient
-            return rule(*block, gamma=ctx.gamma, smoothing=ctx.smoothing)
 
-        grad = _by_rows(gradient, logits, logits, targets, weights, upstream, peak, log_total)
-        return grad.to(logits.dtype), None, None, None, None, None, None
+def pixel_focal_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    upstream: Tensor,
+    gamma: float,
+    smoothing: float,
+) -> Tensor:
+    """The gradient of :func:`pixel_focal` by the logits, itself differentiable.
+
+    ``upstream`` is the gradient ``(B, 1, H, W)`` of every pixel's loss.
+    """
+    normalizer = _normalizer(logits, weights.dtype)
+    return _gradient_map(logits, targets, weights, upstream, *normalizer, gamma, smoothing)
+
+
+def _gradient_map(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    upstream: Tensor,
+    peak: Tensor,
+    log_total: Tensor,
+    gamma: float,
+    smoothing: float,
+) -> Tensor:
+    def gradient(*block: Tensor) -> Tensor:
+        rule = _smooth_gradient if smoothing else _gradient
+        return rule(*block, gamma=gamma, smoothing=smoothing)
+
+    grad = _by_rows(gradient, logits, logits, targets, weights, upstream, peak, log_total)
+    return grad.to(logits.dtype)
 
 
 def _normalizer(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
