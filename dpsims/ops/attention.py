@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,23 +12,13 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_choice, check_tensor, values_are_readable
 from dpsims.errors import DTypeError, InputError
+from dpsims.ops._impl import ResolvedImpl
 
 AttentionImpl = Literal["auto", "reference", "sdpa"]
 
 _CHOICES = ("auto", "reference", "sdpa", "fused")
 # numbers in the widest vector register of a CPU (AVX-512)
 _CPU_LANES = 16
-
-
-class ResolvedImpl(NamedTuple):
-    """An implementation and why it was chosen.
-
-    Source:
-        Not from the paper: the library's way to explain ``"auto"``.
-    """
-
-    impl: str
-    reason: str
 
 
 def resolve_attention_impl(impl: str = "auto") -> ResolvedImpl:
