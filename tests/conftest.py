@@ -11,6 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+if not torch.cuda.is_available():
+    # kernels run in Triton's interpreter; the variable is read when they are first imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=50, derandomize=True, print_blob=True, **_SHARED)
 settings.register_profile("dev", max_examples=20, **_SHARED)

@@ -20,6 +20,7 @@ from dpsims._checks import (
 )
 from dpsims.errors import InputError
 from dpsims.nn._buffers import WideBuffers
+from dpsims.ops.spade_tail.api import ChannelStatistics, channel_moments
 
 _NORMS = ("batch", "sync_batch", "instance", "none")
 _ADVICE = 'use a larger batch, larger maps or norm="instance"'
@@ -101,7 +102,7 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         if not self.training:
             mean, var = self.running_mean.to(dtype), self.running_var.to(dtype)
             return F.batch_norm(features, mean, var, weight, bias, eps=self.eps)
-        if self.sync and _world_size() > 1:
+        if self.reduces:
             return self._forward_sync(features, weight, bias)
         _check_moments_exist(self._owner, features, features.numel() // self.num_features)
         # momentum 1 turns the scratch buffers into this batch's moments
@@ -112,6 +113,43 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         )
         self._record(moments)
         return out
+
+    @torch.no_grad()
+    def statistics(
+        self, features: Float[Tensor, "B C H W"], *, upsample: int = 1
+    ) -> ChannelStatistics:
+        """What the maps would be normalised by, for :func:`dpsims.ops.spade_tail.spade_tail`.
+
+        In training these are the moments of the batch, or of all processes' batches, and they are
+        recorded, as a call of the module would.
+
+        Args:
+            features: Maps to normalise.
+            upsample: Factor by which the maps will be repeated in height and width: it changes
+                the unbiased variance that is recorded.
+        """
+        check_tensor(self._owner, "features", features, "B C H W", C=self.num_features)
+        check_int(self._owner, "upsample", upsample)
+        if not self.training:
+            return ChannelStatistics(self.running_mean, self.running_var, self.eps)
+        count: int | Tensor = features.numel() // self.num_features
+        all_reduce = None
+        if self.reduces:
+            count, mean, var = _group_moments(features)
+            all_reduce = _AllReduceSum.apply
+        else:
+            _check_moments_exist(self._owner, features, count * upsample**2)
+            mean, var = channel_moments(features)
+        repeated = count * upsample**2
+        if isinstance(repeated, Tensor) and values_are_readable(repeated):
+            _check_moments_exist(self._owner, features, int(repeated))
+        self._record(torch.stack((mean, var * (repeated / (repeated - 1)))))
+        return ChannelStatistics(mean, var, self.eps, count, all_reduce)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether a call would ask other processes for their moments."""
+        return self.training and self.sync and _world_size() > 1
 
     def _forward_sync(
         self, features: Tensor, weight: Tensor | None, bias: Tensor | None
@@ -234,15 +272,17 @@ def _group_moments(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     combined around the common mean: a difference of squares would cancel for large means.
     """
     channels = maps.shape[1]
-    if maps.numel() == 0:
+    if not torch.is_grad_enabled():
+        mean, var = channel_moments(maps)
+    elif maps.numel() == 0:
         # sums of nothing: zeros that still take part in the backward collective
         mean = var = maps.sum((0, 2, 3))
     else:
         var, mean = torch.var_mean(maps, (0, 2, 3), correction=0)
-    count = maps.new_full((1,), maps.numel() // channels)
+    count = mean.new_full((1,), maps.numel() // channels)
     row = torch.cat((count, mean, var))
     rank, world = distributed.get_rank(), distributed.get_world_size()
-    table = _AllReduceSum.apply(F.pad(row[None], (0, 0, rank, world - 1 - rank)))
+    table: Tensor = _AllReduceSum.apply(F.pad(row[None], (0, 0, rank, world - 1 - rank)))
     counts, means, variances = table.split((1, channels, channels), dim=1)
     count = counts.sum()
     share = counts / count
