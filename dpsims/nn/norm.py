@@ -132,19 +132,19 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         check_int(self._owner, "upsample", upsample)
         if not self.training:
             return ChannelStatistics(self.running_mean, self.running_var, self.eps)
-        count: int | Tensor = features.numel() // self.num_features
-        all_reduce = None
         if self.reduces:
-            count, mean, var = _group_moments(features)
-            all_reduce = _AllReduceSum.apply
+            total, mean, var = _group_moments(features)
+            if values_are_readable(total):
+                _check_moments_exist(self._owner, features, int(total) * upsample**2)
+            found = ChannelStatistics(mean, var, self.eps, total, _AllReduceSum.apply)
         else:
+            count = features.numel() // self.num_features
             _check_moments_exist(self._owner, features, count * upsample**2)
-            mean, var = channel_moments(features)
-        repeated = count * upsample**2
-        if isinstance(repeated, Tensor) and values_are_readable(repeated):
-            _check_moments_exist(self._owner, features, int(repeated))
-        self._record(torch.stack((mean, var * (repeated / (repeated - 1)))))
-        return ChannelStatistics(mean, var, self.eps, count, all_reduce)
+            found = ChannelStatistics(*channel_moments(features), self.eps, count)
+        assert found.num_values is not None
+        repeated = found.num_values * upsample**2
+        self._record(torch.stack((found.mean, found.var * (repeated / (repeated - 1)))))
+        return found
 
     @property
     def reduces(self) -> bool:

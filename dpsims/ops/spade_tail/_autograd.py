@@ -16,7 +16,7 @@ def tail(
     modulation: Tensor,
     mean: Tensor | None,
     var: Tensor | None,
-    count: int | Tensor | None,
+    num_values: int | Tensor | None,
     all_reduce: AllReduce | None,
     eps: float,
     slope: float,
@@ -25,16 +25,15 @@ def tail(
     fused: bool,
 ) -> Tensor:
     """The tail by the operators of `_library` or, not fused, by those of `_closed_form`."""
-    moments, scalars = (mean, var), (eps, slope, upsample)
     wanted = features.requires_grad or modulation.requires_grad
     if torch.is_grad_enabled() and wanted:
         out: Tensor = _Tail.apply(
-            features, modulation, *moments, count, all_reduce, *scalars, fused
+            features, modulation, mean, var, num_values, all_reduce, eps, slope, upsample, fused
         )
         return out
     if fused:
-        return _library.apply(features, modulation, *moments, *scalars, False)[0]
-    return _closed_form.apply(features, modulation, *moments, *scalars)
+        return _library.apply(features, modulation, mean, var, eps, slope, upsample, False)[0]
+    return _closed_form.apply(features, modulation, mean, var, eps, slope, upsample)
 
 
 class _Tail(torch.autograd.Function):
@@ -47,7 +46,7 @@ class _Tail(torch.autograd.Function):
         modulation: Tensor,
         mean: Tensor | None,
         var: Tensor | None,
-        count: int | Tensor | None,
+        num_values: int | Tensor | None,
         all_reduce: AllReduce | None,
         eps: float,
         slope: float,
@@ -62,14 +61,14 @@ class _Tail(torch.autograd.Function):
             out = _closed_form.apply(*inputs, eps, slope, upsample)
             rest = out if slope != 1 else None
         ctx.save_for_backward(*inputs, rest)
-        ctx.count, ctx.all_reduce, ctx.fused = count, all_reduce, fused
+        ctx.num_values, ctx.all_reduce, ctx.fused = num_values, all_reduce, fused
         ctx.scalars = (eps, slope, upsample)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         features, modulation, mean, var, rest = ctx.saved_tensors
-        moments, group = (mean, var), (ctx.count, ctx.all_reduce)
+        moments, group = (mean, var), (ctx.num_values, ctx.all_reduce)
         if torch.is_grad_enabled():
             both = _reference.gradients(grad, features, modulation, *moments, *group, *ctx.scalars)
         elif ctx.fused:
@@ -86,12 +85,12 @@ def _fused_gradients(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor],
     mean: Tensor | None,
     var: Tensor | None,
-    count: int | Tensor | None,
+    num_values: int | Tensor | None,
     all_reduce: AllReduce | None,
     scalars: tuple[float, float, int],
 ) -> tuple[Tensor, Tensor]:
     shares = None
-    if mean is not None and var is not None and count is not None:
+    if mean is not None and var is not None and num_values is not None:
         sums = _library.sums(*inputs, mean, var, *scalars)
-        shares = (sums if all_reduce is None else all_reduce(sums)) / count
+        shares = (sums if all_reduce is None else all_reduce(sums)) / num_values
     return _library.gradients(*inputs, mean, var, shares, *scalars)

@@ -112,12 +112,18 @@ def _fused_obstacle(
 
 def resolve_for(impl: str, *maps: Tensor, size: int | None = None) -> str:
     """The implementation for these maps; ``size`` as in :func:`resolve_spade_tail_impl`."""
+    compiling = torch.compiler.is_compiling()
     return resolve_spade_tail_impl(
         impl,
         device=maps[0].device.type,
         dtypes=[value.dtype for value in maps],
         size=size,
         has_triton=_HAS_TRITON,
-        compiling=torch.compiler.is_compiling(),
-        transformed=any(map(torch._C._functorch.is_functorch_wrapped_tensor, maps)),
+        compiling=compiling,
+        # a compiler cannot trace the question
+        transformed=not compiling and any(map(_is_transformed, maps)),
     ).impl
+
+
+def _is_transformed(value: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(value)

@@ -1,8 +1,8 @@
 """Memory formats of the results, and the layout of the signs that the forward leaves.
 
 The gradient of a LeakyReLU needs the sign of what went in. To compute it again takes a read of
-beta in both kernels of the backward; one bit per value, written by the forward, takes a sixteenth of
-that in half precision.
+beta in both kernels of the backward; one bit per value, written by the forward, takes a sixteenth
+of that in half precision.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -143,28 +145,28 @@ def _(
 
 
 @moments.register_kernel("cuda")
-def _(*arguments: object) -> tuple[Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     from dpsims.ops.spade_tail import _triton
 
     return _triton.moments(*arguments)
 
 
 @apply.register_kernel("cuda")
-def _(*arguments: object) -> tuple[Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     from dpsims.ops.spade_tail import _triton
 
     return _triton.apply(*arguments)
 
 
 @sums.register_kernel("cuda")
-def _(*arguments: object) -> Tensor:
+def _(*arguments: Any) -> Tensor:
     from dpsims.ops.spade_tail import _triton
 
     return _triton.sums(*arguments)
 
 
 @gradients.register_kernel("cuda")
-def _(*arguments: object) -> tuple[Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     from dpsims.ops.spade_tail import _triton
 
     return _triton.gradients(*arguments)

@@ -23,16 +23,16 @@ def per_channel(values: Tensor) -> Tensor:
 
 
 def moments(
-    features: Tensor, count: int | Tensor | None = None, all_reduce: AllReduce | None = None
+    features: Tensor, num_values: int | Tensor | None = None, all_reduce: AllReduce | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel, over all processes if they can be summed over."""
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    if all_reduce is None or count is None:
+    if all_reduce is None or num_values is None:
         var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
         return mean, var
-    mean = all_reduce(wide.sum((0, 2, 3))) / count
+    mean = all_reduce(wide.sum((0, 2, 3))) / num_values
     deviation = wide - per_channel(mean)
-    return mean, all_reduce(deviation.square().sum((0, 2, 3))) / count
+    return mean, all_reduce(deviation.square().sum((0, 2, 3))) / num_values
 
 
 def normalize(features: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
@@ -65,7 +65,7 @@ def gradients(
     modulation: Tensor,
     mean: Tensor | None,
     var: Tensor | None,
-    count: int | Tensor | None,
+    num_values: int | Tensor | None,
     all_reduce: AllReduce | None,
     eps: float,
     slope: float,
@@ -73,16 +73,16 @@ def gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`apply` by features and modulation, themselves differentiable.
 
-    With a ``count``, mean and variance are the moments of the features of all processes.
+    With a ``num_values``, mean and variance are the moments of the features of all processes.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
     wide, grad = features.to(dtype), grad.to(dtype)
     gamma, beta = modulation.to(dtype).chunk(2, dim=1)
     normalized, scale = wide, None
     if mean is not None and var is not None:
-        if count is not None:
+        if num_values is not None:
             # a second derivative sees that the moments are functions of the features
-            mean, var = moments(wide, count, all_reduce)
+            mean, var = moments(wide, num_values, all_reduce)
         normalized, scale = normalize(wide, mean, var, eps), per_channel(torch.rsqrt(var + eps))
     repeated = upsampled(normalized, upsample)
     if slope != 1:
@@ -92,9 +92,9 @@ def gradients(
     inner = summed(grad * (1 + gamma), upsample)
     if scale is None:
         return inner.to(features.dtype), to_modulation
-    if count is not None:
+    if num_values is not None:
         sums = torch.stack((inner.sum((0, 2, 3)), (inner * normalized).sum((0, 2, 3))))
-        shares = (sums if all_reduce is None else all_reduce(sums)) / count
+        shares = (sums if all_reduce is None else all_reduce(sums)) / num_values
         inner = inner - per_channel(shares[0]) - normalized * per_channel(shares[1])
     return (inner * scale).to(features.dtype), to_modulation
 

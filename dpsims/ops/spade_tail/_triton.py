@@ -433,7 +433,7 @@ def _sizes(features: Tensor, upsample: int, *maps: Tensor) -> dict[str, Any]:
         block_c = min(max(triton.next_power_of_2(channels), 8), 128)
         block_p = min(triton.next_power_of_2(pixels), _TILE // block_c)
     else:
-        block_p = min(max(triton.next_power_of_2(pixels), 8), 1024)
+        block_p = min(max(triton.next_power_of_2(pixels), 8), _TILE // 2)
         block_c = min(triton.next_power_of_2(channels), _TILE // block_p)
     return {
         "FLAT": upsample == 1 and all(_is_flat(value) for value in maps),

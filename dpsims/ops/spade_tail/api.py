@@ -22,9 +22,9 @@ class ChannelStatistics(NamedTuple):
         mean: Mean of every channel.
         var: Biased variance of every channel.
         eps: Added to the variance.
-        count: How many values of ``features`` every mean was taken over, those of other processes
-            included: the gradient then flows through mean and variance to the features. ``None``
-            means fixed numbers, such as running statistics.
+        num_values: How many values of ``features`` every mean was taken over, those of other
+            processes included: the gradient then flows through mean and variance to the features.
+            ``None`` means fixed numbers, such as running statistics.
         all_reduce: Sum of a tensor over all processes, differentiable, where the mean was taken
             over several; the backward calls it once, with two numbers per channel.
 
@@ -35,7 +35,7 @@ class ChannelStatistics(NamedTuple):
     mean: Float[Tensor, " C"]
     var: Float[Tensor, " C"]
     eps: float = 1e-5
-    count: int | Tensor | None = None
+    num_values: int | Tensor | None = None
     all_reduce: Callable[[Tensor], Tensor] | None = None
 
 
@@ -44,7 +44,8 @@ def channel_moments(
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """Mean and biased variance of every channel, without a gradient.
 
-    :func:`spade_tail` has the gradient that goes through them: give them to it with a ``count``.
+    :func:`spade_tail` has the gradient that goes through them: give them to it with their
+    ``num_values``.
 
     Args:
         features: Maps of any memory format; an empty batch gives zeros.
@@ -136,19 +137,19 @@ def spade_tail(
     _check(features, modulation, statistics, slope, upsample)
     resolved = resolve_for(impl, features, modulation, size=features.numel())
     if statistics is None:
-        mean = var = count = all_reduce = None
+        mean = var = num_values = all_reduce = None
         eps = 0.0
     else:
-        mean, var, eps, count, all_reduce = statistics
+        mean, var, eps, num_values, all_reduce = statistics
         dtype = torch.promote_types(features.dtype, torch.float32)
         mean, var = mean.to(dtype), var.to(dtype)
     if resolved != "reference":
         scalars = (float(eps), float(slope), upsample)
-        maps = (features, modulation, mean, var, count, all_reduce)
+        maps = (features, modulation, mean, var, num_values, all_reduce)
         return _autograd.tail(*maps, *scalars, fused=resolved == "fused")
-    if count is not None:
+    if num_values is not None:
         # the values that are there have no graph
-        mean, var = _reference.moments(features, count, all_reduce)
+        mean, var = _reference.moments(features, num_values, all_reduce)
     return _reference.apply(features, modulation, mean, var, eps, slope, upsample)
 
 
@@ -164,8 +165,10 @@ def _check(
     check_int(owner, "upsample", upsample)
     check_tensor(owner, "features", features, "B C H W")
     b, c, h, w = features.shape
-    sizes = {"B": b, "C2": 2 * c, "H": h * upsample, "W": w * upsample}
-    check_tensor(owner, "modulation", modulation, "B C2 H W", like=features, **sizes)
+    h, w = h * upsample, w * upsample
+    check_tensor(
+        owner, "modulation", modulation, "B C2 H W", like=features, B=b, C2=2 * c, H=h, W=w
+    )
     if statistics is None:
         return
     if not isinstance(statistics, ChannelStatistics):
