@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dpsims.nn.norm import BatchNorm2d
+from dpsims.ops.spade_tail import _reference
 from dpsims.ops.spade_tail._choice import resolve_for
-from dpsims.ops.spade_tail.api import ChannelStatistics
+from dpsims.ops.spade_tail.api import ChannelStatistics, spade_tail
 
 
 def normalize_lazily(norm: nn.Module, features: Tensor) -> tuple[Tensor, ChannelStatistics | None]:
@@ -18,3 +19,13 @@ def normalize_lazily(norm: nn.Module, features: Tensor) -> tuple[Tensor, Channel
     if resolve_for("auto", features, size=size) == "reference":
         return norm(features), None
     return features, norm.statistics(features)
+
+
+def modulate(
+    features: Tensor, modulation: Tensor, statistics: ChannelStatistics | None, slope: float
+) -> Tensor:
+    """The tail of maps that came from :func:`normalize_lazily`."""
+    if statistics is None and features.device.type == "cpu":
+        # nothing to gain, and at a few pixels per map a second round of checks would be felt
+        return _reference.apply(features, modulation, None, None, 0.0, slope, 1)
+    return spade_tail(features, modulation, statistics, slope=slope)

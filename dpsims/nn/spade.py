@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_int, check_tensor
 from dpsims.errors import InputError
-from dpsims.nn._spade_tail import normalize_lazily
+from dpsims.nn._spade_tail import modulate, normalize_lazily
 from dpsims.nn.norm import make_norm
-from dpsims.ops.spade_tail.api import ChannelStatistics, spade_tail
+from dpsims.ops.spade_tail.api import ChannelStatistics
 
 _SLOPE = 0.2
 
@@ -143,7 +143,7 @@ class SPADE(nn.Module):
         modulation = self.modulation(cond)
         if statistics is None:
             features, statistics = normalize_lazily(self.norm, features)
-        return spade_tail(features, modulation, statistics, slope=slope)
+        return modulate(features, modulation, statistics, slope)
 
 
 class SPADEResBlock(nn.Module):

@@ -69,7 +69,8 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         features, modulation, mean, var, rest = ctx.saved_tensors
         moments, group = (mean, var), (ctx.num_values, ctx.all_reduce)
-        if torch.is_grad_enabled():
+        # a compiler refuses the closed form's strided `out=`, and fuses the formula by itself
+        if torch.is_grad_enabled() or (torch.compiler.is_compiling() and not ctx.fused):
             both = _reference.gradients(grad, features, modulation, *moments, *group, *ctx.scalars)
         elif ctx.fused:
             inputs = (grad, features, modulation, rest)

@@ -16,7 +16,7 @@ _CHOICES = ("auto", "reference", "closed_form", "fused")
 _FUSED = (torch.float16, torch.bfloat16, torch.float32)
 _CLOSED_FORM = (torch.float32, torch.float64)
 # below, the calls of an autograd.Function cost more than the passes that it saves on a CPU
-_SMALL = 2**15
+_SMALL = 2**18
 
 
 def _is_installed(package: str) -> bool:
@@ -112,6 +112,10 @@ def _fused_obstacle(
 
 def resolve_for(impl: str, *maps: Tensor, size: int | None = None) -> str:
     """The implementation for these maps; ``size`` as in :func:`resolve_spade_tail_impl`."""
+    on_cpu = maps[0].device.type == "cpu"
+    if impl == "auto" and on_cpu and size is not None and size < _SMALL:
+        # the same answer sooner: on maps of a few pixels the other questions would be felt
+        return "reference"
     compiling = torch.compiler.is_compiling()
     return resolve_spade_tail_impl(
         impl,

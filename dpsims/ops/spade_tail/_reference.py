@@ -49,10 +49,11 @@ def apply(
     upsample: int,
 ) -> Tensor:
     """``leaky_relu((x - mean) / sqrt(var + eps) * (1 + gamma) + beta)``, x upsampled."""
-    gamma, beta = modulation.chunk(2, dim=1)
     normalized = features
     if mean is not None and var is not None:
         normalized = normalize(features, mean, var, eps)
+    dtype = torch.promote_types(normalized.dtype, modulation.dtype)
+    gamma, beta = modulation.to(dtype).chunk(2, dim=1)
     out = torch.addcmul(beta, upsampled(normalized, upsample), 1 + gamma)
     if slope != 1:
         out = F.leaky_relu(out, slope)
