@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dpsims.errors import DTypeError, InputError
 from dpsims.nn.norm import BatchNorm2d
 from dpsims.nn.spade import SPADE, SPADEResBlock
-from dpsims.ops.spade_tail import _autograd, _choice, _library
+from dpsims.ops.spade_tail import _autograd, _choice, _library, api
 from dpsims.ops.spade_tail.api import ChannelStatistics, channel_moments, spade_tail
 
 IMPLS = ("reference", "closed_form")
@@ -151,17 +151,14 @@ def test_fused_pieces_have_gradients_of_every_order():
 
 def test_triton_kernels_are_what_the_fused_tail_runs(monkeypatch):
     pytest.importorskip("triton")
-    from dpsims.ops.spade_tail import _triton
-
     case = make_case((2, 5, 3, 4))
     answer = oracle(case, mode="batch", slope=0.2)
     called = []
     for name in ("apply", "sums", "gradients"):
-        kernel = getattr(_triton, name)
 
-        def note(*args, kernel=kernel, name=name):
+        def note(*args, name=name):
             called.append(name)
-            return kernel(*args)
+            return _library._triton_kernel(name)(*args)
 
         monkeypatch.setattr(_library, name, note)
     if torch.cuda.is_available():
@@ -171,6 +168,17 @@ def test_triton_kernels_are_what_the_fused_tail_runs(monkeypatch):
     out = _autograd.tail(*leaves, *moments, 24, None, EPS, 0.2, 1, fused=True)
     to_features, to_modulation = torch.autograd.grad(out, leaves, case.grad)
     assert called == ["apply", "sums", "gradients"]
+    assert_near(out, answer.out, roundings=64, scale=5)
+    assert_near(to_features, answer.to_features, roundings=64, scale=10)
+    assert_near(to_modulation, answer.to_modulation, roundings=64, scale=10)
+
+
+def test_fused_is_reached_through_the_public_functions(monkeypatch):
+    monkeypatch.setattr(api, "resolve_for", lambda *args, **kwargs: "fused")
+    case = make_case((2, 5, 3, 4))
+    answer = oracle(case, mode="batch", slope=0.2)
+    out, to_features, to_modulation = run(case, "batch", "auto")
+    assert out.grad_fn.fused
     assert_near(out, answer.out, roundings=64, scale=5)
     assert_near(to_features, answer.to_features, roundings=64, scale=10)
     assert_near(to_modulation, answer.to_modulation, roundings=64, scale=10)

@@ -149,16 +149,16 @@ def test_moments_do_not_cancel(layout):
 
 
 def test_moments_of_several_programs_and_tiles(monkeypatch):
-    x = torch.randn(5, 3, 9, 9) * 2 + 7
+    x = torch.randn(3, 2, 9, 9) * 2 + 7
     expected = torch.var_mean(x.double(), (0, 2, 3), correction=0)
-    for programs, most in ((1, 2), (1, 64), (7, 64), (1024, 1)):
+    for programs, most in ((1, 2), (3, 64), (1024, 1)):
         monkeypatch.setattr(_triton, "_PROGRAMS", programs)
         monkeypatch.setattr(_triton, "_MAX_TILES", most)
         monkeypatch.setattr(_triton, "_TILE", 64)
         mean, var = _triton.moments(x.to(DEVICE))
         torch.testing.assert_close(mean.cpu().double(), expected[1], rtol=1e-6, atol=0)
         torch.testing.assert_close(var.cpu().double(), expected[0], rtol=1e-5, atol=0)
-        case = make_case((5, 3, 9, 9))
+        case = make_case((3, 2, 9, 9))
         results, _, answer = run_all(_triton, case, "batch", 0.2, 1)
         assert_all(results, case, answer, "batch")
 

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -144,32 +145,20 @@ def _(
     return torch.empty_like(features), torch.empty_like(modulation)
 
 
-@moments.register_kernel("cuda")
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from dpsims.ops.spade_tail import _triton
+def _triton_kernel(name: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        # triton is loaded where it runs
+        from dpsims.ops.spade_tail import _triton
 
-    return _triton.moments(*arguments)
+        return getattr(_triton, name)(*arguments)
 
-
-@apply.register_kernel("cuda")
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from dpsims.ops.spade_tail import _triton
-
-    return _triton.apply(*arguments)
+    return run
 
 
-@sums.register_kernel("cuda")
-def _(*arguments: Any) -> Tensor:
-    from dpsims.ops.spade_tail import _triton
-
-    return _triton.sums(*arguments)
-
-
-@gradients.register_kernel("cuda")
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from dpsims.ops.spade_tail import _triton
-
-    return _triton.gradients(*arguments)
+moments.register_kernel("cuda")(_triton_kernel("moments"))
+apply.register_kernel("cuda")(_triton_kernel("apply"))
+sums.register_kernel("cuda")(_triton_kernel("sums"))
+gradients.register_kernel("cuda")(_triton_kernel("gradients"))
 
 
 def _normalized(features: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Tensor:
