@@ -57,6 +57,13 @@ def test_without_modulation_it_is_batch_norm(impl, size, seed, upsample):
         torch.testing.assert_close(norm.state_dict()[name], value, rtol=1e-10, atol=1e-12)
 
 
+def test_one_pixel_is_enough_if_it_is_repeated():
+    norm = BatchNorm2d(3, affine=False)
+    assert_equal(norm.statistics(torch.ones(1, 3, 1, 1), upsample=2).var, torch.zeros(3))
+    with pytest.raises(InputError, match="at least two values per channel"):
+        norm.statistics(torch.ones(1, 3, 1, 1))
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_slopes(impl):
     case = make_case((2, 3, 4, 5), dtype=torch.float64)

@@ -19,8 +19,8 @@ class ChannelStatistics(NamedTuple):
     """What :func:`spade_tail` normalises by.
 
     Attributes:
-        mean: Mean of every channel.
-        var: Biased variance of every channel.
+        mean: Mean of every channel, ``(C,)``.
+        var: Biased variance of every channel, ``(C,)``.
         eps: Added to the variance.
         num_values: How many values of ``features`` every mean was taken over, those of other
             processes included: the gradient then flows through mean and variance to the features.
@@ -32,8 +32,8 @@ class ChannelStatistics(NamedTuple):
         Ioffe and Szegedy, 2015.
     """
 
-    mean: Float[Tensor, " C"]
-    var: Float[Tensor, " C"]
+    mean: Tensor
+    var: Tensor
     eps: float = 1e-5
     num_values: int | Tensor | None = None
     all_reduce: Callable[[Tensor], Tensor] | None = None
