@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from dpsims.errors import DTypeError, InputError
-from dpsims.nn import norm as norm_module
+from dpsims.nn import _group_moments
 from dpsims.nn.norm import BatchNorm2d, make_norm
 from dpsims.ops.spade_tail._autograd import tail
 
@@ -292,7 +292,7 @@ def test_synced_beside_an_empty_process_equals_plain(monkeypatch, affine):
     features = maps((2, 3, 4, 5), 0).requires_grad_()
     plain = BatchNorm2d(3, affine=affine).double()
     expected = plain(features)
-    monkeypatch.setattr(norm_module, "distributed", _PretendGroup)
+    monkeypatch.setattr(_group_moments, "distributed", _PretendGroup)
     synced = BatchNorm2d(3, affine=affine, sync=True).double()
     assert_close64(synced(features), expected, scale=10)
     for name, value in synced.state_dict().items():
@@ -313,7 +313,7 @@ def test_tail_beside_an_empty_process_equals_plain(monkeypatch, fused):
     modulation.requires_grad_()
     plain, synced = (BatchNorm2d(3, affine=False, sync=sync).double() for sync in (False, True))
     found = [plain.statistics(features)]
-    monkeypatch.setattr(norm_module, "distributed", _PretendGroup)
+    monkeypatch.setattr(_group_moments, "distributed", _PretendGroup)
     found.append(synced.statistics(features))
     for name, value in synced.state_dict().items():
         assert_close64(value.double(), plain.state_dict()[name].double())
