@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed, nn
-from torch.autograd.function import FunctionCtx
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpsims._checks import (
@@ -20,6 +19,8 @@ from dpsims._checks import (
 )
 from dpsims.errors import InputError
 from dpsims.nn._buffers import WideBuffers
+from dpsims.nn._group_moments import AllReduceSum, group_moments, world_size
+from dpsims.ops.spade_tail.api import ChannelStatistics, channel_moments
 
 _NORMS = ("batch", "sync_batch", "instance", "none")
 _ADVICE = 'use a larger batch, larger maps or norm="instance"'
@@ -101,7 +102,7 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         if not self.training:
             mean, var = self.running_mean.to(dtype), self.running_var.to(dtype)
             return F.batch_norm(features, mean, var, weight, bias, eps=self.eps)
-        if self.sync and _world_size() > 1:
+        if self.reduces:
             return self._forward_sync(features, weight, bias)
         _check_moments_exist(self._owner, features, features.numel() // self.num_features)
         # momentum 1 turns the scratch buffers into this batch's moments
@@ -113,11 +114,48 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         self._record(moments)
         return out
 
+    @torch.no_grad()
+    def statistics(
+        self, features: Float[Tensor, "B C H W"], *, upsample: int = 1
+    ) -> ChannelStatistics:
+        """What the maps would be normalised by, for :func:`dpsims.ops.spade_tail.spade_tail`.
+
+        In training these are the moments of the batch, or of all processes' batches, and they are
+        recorded, as a call of the module would.
+
+        Args:
+            features: Maps to normalise.
+            upsample: Factor by which the maps will be repeated in height and width: it changes
+                the unbiased variance that is recorded.
+        """
+        check_tensor(self._owner, "features", features, "B C H W", C=self.num_features)
+        check_int(self._owner, "upsample", upsample)
+        if not self.training:
+            return ChannelStatistics(self.running_mean, self.running_var, self.eps)
+        if self.reduces:
+            total, mean, var = group_moments(features)
+            if values_are_readable(total):
+                _check_moments_exist(self._owner, features, int(total) * upsample**2)
+            found = ChannelStatistics(mean, var, self.eps, total, AllReduceSum.apply)
+        else:
+            count = features.numel() // self.num_features
+            _check_moments_exist(self._owner, features, count * upsample**2)
+            found = ChannelStatistics(*channel_moments(features), self.eps, count)
+        assert found.num_values is not None
+        repeated = found.num_values * upsample**2
+        self._record(torch.stack((found.mean, found.var * (repeated / (repeated - 1)))))
+        return found
+
+    @property
+    def reduces(self) -> bool:
+        """Whether a call would ask other processes for their moments."""
+        return self.training and self.sync and world_size() > 1
+
     def _forward_sync(
         self, features: Tensor, weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         maps = features.to(torch.promote_types(features.dtype, torch.float32))
-        count, mean, var = _group_moments(maps)
+        count, mean, var = group_moments(maps)
         if values_are_readable(count):
             _check_moments_exist(self._owner, features, int(count))
         self._record(torch.stack((mean, var * count / (count - 1))))
@@ -205,46 +243,3 @@ def _check_moments_exist(owner: str, features: Tensor, count: int) -> None:
         f"got {tuple(features.shape)}"
     )
     raise InputError(msg)
-
-
-def _world_size() -> int:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1
-    return distributed.get_world_size()
-
-
-class _AllReduceSum(torch.autograd.Function):
-    """Sum over all processes; the gradient of a sum is the sum of the gradients."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:  # noqa: ARG004
-        total = value.contiguous().clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Any:  # noqa: ARG004
-        return _AllReduceSum.apply(grad)
-
-
-def _group_moments(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and biased variance per channel over the maps of all processes.
-
-    Each process fills its own row of a table of zeros, so one sum serves as a gather. Moments are
-    combined around the common mean: a difference of squares would cancel for large means.
-    """
-    channels = maps.shape[1]
-    if maps.numel() == 0:
-        # sums of nothing: zeros that still take part in the backward collective
-        mean = var = maps.sum((0, 2, 3))
-    else:
-        var, mean = torch.var_mean(maps, (0, 2, 3), correction=0)
-    count = maps.new_full((1,), maps.numel() // channels)
-    row = torch.cat((count, mean, var))
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    table = _AllReduceSum.apply(F.pad(row[None], (0, 0, rank, world - 1 - rank)))
-    counts, means, variances = table.split((1, channels, channels), dim=1)
-    count = counts.sum()
-    share = counts / count
-    mean = (share * means).sum(0)
-    return count, mean, (share * (variances + (means - mean).square())).sum(0)

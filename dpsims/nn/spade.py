@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_int, check_tensor
 from dpsims.errors import InputError
+from dpsims.nn._spade_tail import modulate, normalize_lazily
 from dpsims.nn.norm import make_norm
+from dpsims.ops.spade_tail.api import ChannelStatistics
 
 _SLOPE = 0.2
 
@@ -119,14 +121,29 @@ class SPADE(nn.Module):
         self.modulation = nn.Conv2d(width, 2 * channels, kernel_size, padding=padding)
 
     def forward(
-        self, features: Float[Tensor, "B C H W"], cond: Float[Tensor, "B Cc H W"]
+        self,
+        features: Float[Tensor, "B C H W"],
+        cond: Float[Tensor, "B Cc H W"],
+        *,
+        statistics: ChannelStatistics | None = None,
+        slope: float = 1.0,
     ) -> Float[Tensor, "B C H W"]:
-        """Normalise and modulate the features; see the class."""
+        """Normalise and modulate the features; see the class.
+
+        Args:
+            features: Maps to normalise.
+            cond: Conditioning map.
+            statistics: Moments to normalise by instead of the module's own norm, as by
+                :meth:`BatchNorm2d.statistics`, for several SPADEs of the same features.
+            slope: Slope below 0 of a LeakyReLU behind the modulation; 1 means none.
+        """
         _check_inputs("SPADE", features, self.channels, cond, self.cond_channels)
         if self.hidden is not None:
             cond = F.relu(self.hidden(cond))
-        gamma, beta = self.modulation(cond).chunk(2, dim=1)
-        return spade_modulate(self.norm(features), gamma, beta)
+        modulation = self.modulation(cond)
+        if statistics is None:
+            features, statistics = normalize_lazily(self.norm, features)
+        return modulate(features, modulation, statistics, slope)
 
 
 class SPADEResBlock(nn.Module):
@@ -209,12 +226,13 @@ class SPADEResBlock(nn.Module):
     ) -> Float[Tensor, "B Cout H W"]:
         """Run the block; see the class."""
         _check_inputs("SPADEResBlock", features, self.in_channels, cond, self.cond_channels)
-        normalized = self.norm_0(features)
+        normalized, statistics = normalize_lazily(self.norm_0, features)
         shortcut = features
         if self.spade_s is not None and self.conv_s is not None:
-            shortcut = self.conv_s(self.spade_s(normalized, cond))
-        hidden = self.conv_0(F.leaky_relu(self.spade_0(normalized, cond), _SLOPE))
-        hidden = F.leaky_relu(self.spade_1(self.norm_1(hidden), cond), _SLOPE)
+            shortcut = self.conv_s(self.spade_s(normalized, cond, statistics=statistics))
+        hidden = self.spade_0(normalized, cond, statistics=statistics, slope=_SLOPE)
+        hidden, statistics = normalize_lazily(self.norm_1, self.conv_0(hidden))
+        hidden = self.spade_1(hidden, cond, statistics=statistics, slope=_SLOPE)
         return shortcut + self.conv_1(hidden)
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpsims.errors import InputError
 from dpsims.nn.norm import BatchNorm2d
-from dpsims.nn.spade import SPADEResBlock
+from dpsims.nn.spade import SPADE, SPADEResBlock
 
 
 def assert_close(actual, expected):
@@ -70,11 +70,41 @@ def assert_ddp_equals_single(rank):
         assert_close(value, whole.state_dict()[name])
 
 
+def assert_tails_equal_whole(rank, cut):
+    """A SPADE of maps of cut and 5 - cut items: output, statistics, gradients and a penalty."""
+    torch.manual_seed(cut)
+    whole = SPADE(3, 2, hidden_channels=4).double()
+    split = SPADE(3, 2, hidden_channels=4, norm="sync_batch").double()
+    split.load_state_dict(whole.state_dict())
+    images = torch.randn(5, 3, 4, 2, dtype=torch.float64) * 3 + 100
+    cond, upstream = torch.randn(5, 2, 4, 2).double(), torch.randn(5, 3, 4, 2).double()
+    mine = slice(0, cut) if rank == 0 else slice(cut, None)
+    results = []
+    for part, spade in ((slice(None), whole), (mine, split)):
+        leaf = images[part].clone().requires_grad_()
+        out = spade(leaf, cond[part], slope=0.2)
+        (plain,) = torch.autograd.grad((out * upstream[part]).sum(), leaf, retain_graph=True)
+        (grad,) = torch.autograd.grad((out * upstream[part]).sum(), leaf, create_graph=True)
+        assert_close(plain, grad)
+        (grad.square().sum() + (out * upstream[part]).sum()).backward()
+        if spade is split:
+            for parameter in spade.parameters():
+                distributed.all_reduce(parameter.grad)
+        results.append((spade, out, grad, leaf.grad))
+    for one, other in zip(results[1][1:], results[0][1:], strict=True):
+        torch.testing.assert_close(one, other[mine], rtol=1e-9, atol=1e-10)
+    for name, value in split.state_dict().items():
+        assert_close(value, whole.state_dict()[name])
+    for one, other in zip(split.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-10)
+
+
 def assert_too_small_raises(rank):
     """One value per channel in all processes together: both raise, none hangs."""
     norm = BatchNorm2d(2, sync=True)
-    with pytest.raises(InputError, match="at least two values per channel"):
-        norm(torch.randn(rank, 2, 1, 1))
+    for call in (norm, norm.statistics):
+        with pytest.raises(InputError, match="at least two values per channel"):
+            call(torch.randn(rank, 2, 1, 1))
 
 
 def assert_nan_is_guarded(rank):
@@ -109,6 +139,7 @@ def main():
     # 0 and 5: one process holds nothing
     for cut in (1, 3, 0, 5):
         assert_split_equals_whole(rank, cut)
+        assert_tails_equal_whole(rank, cut)
     assert_ddp_equals_single(rank)
     assert_too_small_raises(rank)
     assert_nan_is_guarded(rank)

@@ -15,8 +15,9 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from dpsims.errors import DTypeError, InputError
-from dpsims.nn import norm as norm_module
+from dpsims.nn import _group_moments
 from dpsims.nn.norm import BatchNorm2d, make_norm
+from dpsims.ops.spade_tail._autograd import tail
 
 HALF = (torch.float16, torch.bfloat16)
 seeds = st.integers(0, 2**16)
@@ -291,7 +292,7 @@ def test_synced_beside_an_empty_process_equals_plain(monkeypatch, affine):
     features = maps((2, 3, 4, 5), 0).requires_grad_()
     plain = BatchNorm2d(3, affine=affine).double()
     expected = plain(features)
-    monkeypatch.setattr(norm_module, "distributed", _PretendGroup)
+    monkeypatch.setattr(_group_moments, "distributed", _PretendGroup)
     synced = BatchNorm2d(3, affine=affine, sync=True).double()
     assert_close64(synced(features), expected, scale=10)
     for name, value in synced.state_dict().items():
@@ -304,6 +305,31 @@ def test_synced_beside_an_empty_process_equals_plain(monkeypatch, affine):
     assert_message(error.value, "BatchNorm2d: features", "at least two values", "(1, 3, 1, 1)")
     with pytest.raises(InputError):
         synced(features[:0])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_tail_beside_an_empty_process_equals_plain(monkeypatch, fused):
+    features, modulation = maps((2, 3, 4, 5), 0).requires_grad_(), maps((2, 6, 4, 5), 1)
+    modulation.requires_grad_()
+    plain, synced = (BatchNorm2d(3, affine=False, sync=sync).double() for sync in (False, True))
+    found = [plain.statistics(features)]
+    monkeypatch.setattr(_group_moments, "distributed", _PretendGroup)
+    found.append(synced.statistics(features))
+    for name, value in synced.state_dict().items():
+        assert_close64(value.double(), plain.state_dict()[name].double())
+    results = []
+    for mean, var, eps, num_values, all_reduce in found:
+        group = (mean, var, num_values, all_reduce)
+        out = tail(features, modulation, *group, eps, 0.2, 1, fused=fused)
+        wanted = (features, modulation)
+        first = torch.autograd.grad(out.sin().sum(), wanted, retain_graph=True)
+        twice = torch.autograd.grad(out.sin().sum(), wanted, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in twice)
+        results.append((out, *first, *twice, *torch.autograd.grad(penalty, wanted)))
+    for one, other in zip(*results, strict=True):
+        assert_close64(one, other, scale=1000)
+    with pytest.raises(InputError, match="at least two values"):
+        synced.statistics(features[:1, :, :1, :1])
 
 
 def test_sync_without_a_group_is_plain():
