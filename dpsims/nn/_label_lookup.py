@@ -16,7 +16,7 @@ def label_table(weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Row ``K`` contributes nothing and row ``K + 1`` is NaN.
     """
-    table = rearrange(_autocast(weight), "C K kh kw -> (kh kw) K C")
+    table = rearrange(autocast_like_conv(weight), "C K kh kw -> (kh kw) K C")
     nothing = torch.zeros_like(table[:, :1])
     table = torch.cat([table, nothing, torch.full_like(nothing, math.nan)], dim=1)
     if bias is None:
@@ -38,7 +38,7 @@ def label_codes(
     return F.pad(codes.to(torch.int16), (padding,) * 4, value=num_classes)
 
 
-def _autocast(weight: Tensor) -> Tensor:
+def autocast_like_conv(weight: Tensor) -> Tensor:
     """Cast as a convolution would cast its weight."""
     device = weight.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):

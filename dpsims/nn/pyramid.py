@@ -140,13 +140,8 @@ class LabelMapPyramid(nn.Module):
     ) -> list[Float[Tensor, "B C _ _"]]:
         """What does not depend on the tokens, for :meth:`after_noise`.
 
-        Args:
-            labels: As in the call.
-            extra: As in the call.
-
-        Returns:
-            The levels before the first one with attention, fine to coarse, and behind them, if
-            there is such a level, the map into which it blends the tokens.
+        Returns the levels before the first one with attention, fine to coarse, and behind them, if
+        there is such a level, the map into which it blends the tokens.
         """
         # the first convolution checks the labels and the extra maps
         hidden = self.convs[0](labels, extra)
@@ -163,12 +158,7 @@ class LabelMapPyramid(nn.Module):
     def after_noise(
         self, maps: list[Float[Tensor, "B C _ _"]], tokens: Float[Tensor, "B T D"] | None
     ) -> list[Float[Tensor, "B C _ _"]]:
-        """The conditioning maps, from what :meth:`before_noise` gave.
-
-        Args:
-            maps: Used as they are; only the last one meets the tokens.
-            tokens: As in the call.
-        """
+        """The conditioning maps, from what :meth:`before_noise` gave."""
         self._check_tokens(maps[-1], tokens)
         attended = [block for block in self.blocks if isinstance(block, _AttentionBlock)]
         if not attended:

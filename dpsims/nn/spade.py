@@ -11,12 +11,7 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_int, check_tensor
 from dpsims.errors import InputError
-from dpsims.nn._spade_inputs import (
-    check_spade_inputs,
-    enlarged,
-    modulation_inputs,
-    normalized,
-)
+from dpsims.nn._spade_inputs import check_spade_inputs, enlarged, modulation_inputs, normalized
 from dpsims.nn.norm import make_norm
 
 _SLOPE = 0.2
@@ -74,11 +69,10 @@ class SPADE(nn.Module):
 
     Shape:
         - features ``(B, C, H, W)``; cond ``(B, Cc, H, W)``; output ``(B, C, H, W)``
-        - cond may be a tuple of maps, joined along their channels without being copied: real
-          ones, smaller real ones (resized bilinearly) and a label map (one-hot encoded), as in
+        - cond may be a tuple of maps to join, small ones and a label map among them, as in
           :func:`dpsims.nn.joined_conv2d`
-        - ``upsample=n``, in the call, stands for features that are first enlarged n times in both
-          directions by nearest neighbours; cond and output have the enlarged size
+        - with ``upsample=n`` in the call, features are first enlarged n times by nearest
+          neighbours; cond and output have the enlarged size
 
     Raises:
         InputError: A size out of range; ``cond`` of another height, width or batch size than
