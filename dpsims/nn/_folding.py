@@ -65,8 +65,9 @@ def fold_norm_before(norm: nn.Module, conv: nn.Conv2d) -> nn.Module:
     affine = norm_as_affine(norm)
     if affine is None:
         return norm
-    scale, shift = affine
     weight = wide(conv.weight)
+    # statistics may be wider than weights
+    scale, shift = (value.to(weight.dtype) for value in affine)
     bias = weight[:, :, 0, 0] @ shift
     if conv.bias is not None:
         bias = bias + wide(conv.bias)

@@ -156,10 +156,10 @@ def _fold(spade: SPADE, norm: nn.Module, behind: nn.Conv2d | None) -> tuple[Tens
     gamma_bias = 1 + gamma_bias
     affine = norm_as_affine(norm)
     if affine is not None:
-        scale, shift = (value.view(-1, 1, 1, 1) for value in affine)
-        gamma, beta = gamma * scale, beta + gamma * shift
-        beta_bias = beta_bias + gamma_bias * affine[1]
-        gamma_bias = gamma_bias * affine[0]
+        # statistics may be wider than weights
+        scale, shift = (value.to(gamma.dtype) for value in affine)
+        beta, beta_bias = beta + gamma * shift.view(-1, 1, 1, 1), beta_bias + gamma_bias * shift
+        gamma, gamma_bias = gamma * scale.view(-1, 1, 1, 1), gamma_bias * scale
     if behind is not None:
         matrix = wide(behind.weight)[:, :, 0, 0]
         beta, beta_bias = torch.einsum("oc,chij->ohij", matrix, beta), matrix @ beta_bias

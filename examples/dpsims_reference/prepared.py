@@ -61,6 +61,11 @@ class PreparedGenerator(ImageGenerator):
         self.to_rgb = self.model.to_rgb
         self.eval()
 
+    @property
+    def can_condition(self) -> bool:
+        """Whether the latent enters by cross-attention, so that :meth:`condition` works."""
+        return self.model.mapper is not None
+
     def forward(
         self,
         labels: Integer[Tensor, "B H W"],
