@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def label_table(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The kernel ``(C, K, kh, kw)`` as rows ``(taps, K + 2, C)`` for :func:`sum_of_taps`.
+
+    Row ``K`` contributes nothing and row ``K + 1`` is NaN.
+    """
+    table = rearrange(autocast_like_conv(weight), "C K kh kw -> (kh kw) K C")
+    nothing = torch.zeros_like(table[:, :1])
+    table = torch.cat([table, nothing, torch.full_like(nothing, math.nan)], dim=1)
+    if bias is None:
+        return table
+    # every output pixel reads exactly one row of each tap: the first tap brings the bias
+    first, others = table[:1] + bias.to(table.dtype), table[1:]
+    return torch.cat([first, others])
+
+
+def label_codes(
+    labels: Tensor, num_classes: int, ignore_index: int | None, padding: int
+) -> Tensor:
+    """Rows of the table: the id, K for nothing (ignored, padding), K + 1 for out of range."""
+    # compared as int64: 255 and -1 must not wrap around in uint8
+    ids = labels.long()
+    codes = torch.where((ids >= 0) & (ids < num_classes), ids, num_classes + 1)
+    if ignore_index is not None:
+        codes = torch.where(ids == ignore_index, num_classes, codes)
+    return F.pad(codes.to(torch.int16), (padding,) * 4, value=num_classes)
+
+
+def autocast_like_conv(weight: Tensor) -> Tensor:
+    """Cast as a convolution would cast its weight."""
+    device = weight.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return weight
+    return weight if weight.dtype == torch.float64 else weight.to(torch.get_autocast_dtype(device))
 
 
 def sum_of_taps(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> Tensor:

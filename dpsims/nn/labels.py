@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_bool, check_int, check_ints, check_label_values, check_tensor
 from dpsims.errors import InputError
-from dpsims.nn._label_lookup import sum_of_taps
+from dpsims.nn._label_lookup import label_codes, label_table, sum_of_taps
 
 # ids travel as int16, with two more codes for "contributes nothing" and "out of range"
 _MAX_CLASSES = 2**15 - 2
@@ -117,8 +117,11 @@ class LabelConv2d(nn.Module):
             maps = labels if extra is None else torch.cat([labels, extra], dim=1)
             return F.conv2d(maps, weight, self.bias, self.stride, self.kernel_size // 2)
         check_label_values("LabelConv2d", "labels", labels, self.num_classes, self.ignore_index)
-        hidden = self._lookup(labels, weight[:, : self.num_classes])
-        if not _is_channels_last(weight):
+        pad = self.kernel_size // 2
+        codes = label_codes(labels, self.num_classes, self.ignore_index, pad)
+        hidden = sum_of_taps(codes, self._table(weight), self.kernel_size, self.stride)
+        hidden = rearrange(hidden, "B H W C -> B C H W")
+        if not is_channels_last(weight):
             hidden = hidden.contiguous()
         if extra is None:
             return hidden
@@ -138,27 +141,8 @@ class LabelConv2d(nn.Module):
             sizes: dict[str, Any] = {"E": self.extra_channels, "H": height, "W": width}
             check_tensor("LabelConv2d", "extra", extra, "B E H W", like=labels, B=batch, **sizes)
 
-    def _lookup(self, labels: Tensor, weight: Tensor) -> Tensor:
-        weight = _autocast(weight)
-        table = rearrange(weight, "C K kh kw -> (kh kw) K C")
-        nothing = torch.zeros_like(table[:, :1])
-        table = torch.cat([table, nothing, torch.full_like(nothing, math.nan)], dim=1)
-        if self.bias is not None:
-            # every output pixel reads exactly one row of each tap: the first tap brings the bias
-            first, others = table[:1] + self.bias.to(table.dtype), table[1:]
-            table = torch.cat([first, others])
-        hidden = sum_of_taps(self._codes(labels), table, self.kernel_size, self.stride)
-        return rearrange(hidden, "B H W C -> B C H W")
-
-    def _codes(self, labels: Tensor) -> Tensor:
-        """Rows of the table: the id, K for nothing (ignored, padding), K + 1 for out of range."""
-        # compared as int64: 255 and -1 must not wrap around in uint8
-        ids = labels.long()
-        codes = torch.where((ids >= 0) & (ids < self.num_classes), ids, self.num_classes + 1)
-        if self.ignore_index is not None:
-            codes = torch.where(ids == self.ignore_index, self.num_classes, codes)
-        pad = self.kernel_size // 2
-        return F.pad(codes.to(torch.int16), (pad, pad, pad, pad), value=self.num_classes)
+    def _table(self, weight: Tensor) -> Tensor:
+        return label_table(weight[:, : self.num_classes], self.bias)
 
     def extra_repr(self) -> str:
         """Name the sizes."""
@@ -229,14 +213,7 @@ def _check_sizes(
         check_int(owner, "ignore_index", ignore_index, minimum=None)
 
 
-def _autocast(weight: Tensor) -> Tensor:
-    """Cast as a convolution would cast its weight."""
-    device = weight.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return weight
-    return weight if weight.dtype == torch.float64 else weight.to(torch.get_autocast_dtype(device))
-
-
-def _is_channels_last(weight: Tensor) -> bool:
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether the layout is channels_last and not the usual one, too."""
     channels_last = weight.is_contiguous(memory_format=torch.channels_last)
     return channels_last and not weight.is_contiguous()

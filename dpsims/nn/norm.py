@@ -20,6 +20,7 @@ from dpsims._checks import (
 from dpsims.errors import InputError
 from dpsims.nn._buffers import WideBuffers
 from dpsims.nn._group_moments import AllReduceSum, group_moments, world_size
+from dpsims.nn._instance_norm import InstanceNorm2d
 from dpsims.ops.spade_tail.api import ChannelStatistics, channel_moments
 
 _NORMS = ("batch", "sync_batch", "instance", "none")
@@ -46,6 +47,9 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
 
     Shape:
         - features ``(B, C, H, W)``; output the same, in the same dtype and memory format
+        - ``repeats``, a second argument of the call, says how often each value occurs: maps before
+          a nearest-neighbour upsampling by 2, with ``repeats=4``, give the values and the recorded
+          statistics of the upsampled maps
 
     Raises:
         InputError: A setting out of range; features of another width; in training a batch of
@@ -93,9 +97,12 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         # make_norm puts the name of the block here, so that errors speak of what the user built
         self._owner = "BatchNorm2d"
 
-    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(
+        self, features: Float[Tensor, "B C H W"], repeats: int = 1
+    ) -> Float[Tensor, "B C H W"]:
         """Normalise the maps; see the class."""
         check_tensor(self._owner, "features", features, "B C H W", C=self.num_features)
+        check_int(self._owner, "repeats", repeats)
         dtype = torch.promote_types(features.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
@@ -103,14 +110,19 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
             mean, var = self.running_mean.to(dtype), self.running_var.to(dtype)
             return F.batch_norm(features, mean, var, weight, bias, eps=self.eps)
         if self.reduces:
-            return self._forward_sync(features, weight, bias)
-        _check_moments_exist(self._owner, features, features.numel() // self.num_features)
+            return self._forward_sync(features, weight, bias, repeats)
+        count = features.numel() // self.num_features
+        _check_moments_exist(self._owner, features, count)
         # momentum 1 turns the scratch buffers into this batch's moments
         moments = features.new_zeros((2, self.num_features), dtype=dtype)
         mean, var = moments.unbind()
         out = F.batch_norm(
             features, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps
         )
+        if repeats > 1:
+            # the recorded variance is unbiased, and so depends on the number of values. Not in
+            # place: the backward pass holds the buffer
+            moments = torch.stack((mean, var * ((count - 1) * repeats / (count * repeats - 1))))
         self._record(moments)
         return out
 
@@ -152,13 +164,14 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         return self.training and self.sync and world_size() > 1
 
     def _forward_sync(
-        self, features: Tensor, weight: Tensor | None, bias: Tensor | None
+        self, features: Tensor, weight: Tensor | None, bias: Tensor | None, repeats: int
     ) -> Tensor:
         maps = features.to(torch.promote_types(features.dtype, torch.float32))
         count, mean, var = group_moments(maps)
         if values_are_readable(count):
             _check_moments_exist(self._owner, features, int(count))
-        self._record(torch.stack((mean, var * count / (count - 1))))
+        total = count * repeats
+        self._record(torch.stack((mean, var * total / (total - 1))))
         scale = torch.rsqrt(var + self.eps)
         out = (maps - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
         if weight is not None:
@@ -184,33 +197,6 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         return f"{super().extra_repr()}, sync={self.sync}"
 
 
-class _InstanceNorm2d(nn.Module):
-    """Normalise every channel of every image by itself; the same in training and evaluation."""
-
-    def __init__(self, owner: str, channels: int, *, affine: bool, eps: float = 1e-5) -> None:
-        super().__init__()
-        self._owner = owner
-        self.channels, self.eps = channels, eps
-        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
-
-    def forward(self, features: Tensor) -> Tensor:
-        check_tensor(self._owner, "features", features, "B C H W", C=self.channels)
-        if self.training and features.shape[2:].numel() == 1:
-            msg = (
-                f"{self._owner}: features must hold at least two pixels per image in training "
-                f'(use larger maps or norm="batch"); got {tuple(features.shape)}'
-            )
-            raise InputError(msg)
-        # one group a channel; F.group_norm and F.instance_norm refuse sizes that are legal here
-        out = torch.group_norm(features, self.channels, eps=self.eps)
-        if self.weight is None or self.bias is None:
-            return out.to(features.dtype)
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        scale, shift = self.weight.to(dtype), self.bias.to(dtype)
-        return (out * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(features.dtype)
-
-
 def make_norm(owner: str, channels: int, norm: str, *, affine: bool = False) -> nn.Module:
     """Build the normalisation that a block was asked for.
 
@@ -229,7 +215,7 @@ def make_norm(owner: str, channels: int, norm: str, *, affine: bool = False) -> 
     if norm == "none":
         return nn.Identity()
     if norm == "instance":
-        return _InstanceNorm2d(owner, channels, affine=affine)
+        return InstanceNorm2d(owner, channels, affine=affine)
     layer = BatchNorm2d(channels, affine=affine, sync=norm == "sync_batch")
     layer._owner = owner
     return layer

@@ -131,24 +131,57 @@ class LabelMapPyramid(nn.Module):
         extra: Float[Tensor, "B E H W"] | None = None,
     ) -> list[Float[Tensor, "B C _ _"]]:
         """Return the conditioning maps, fine to coarse."""
-        first, *halve = self.convs
+        return self.after_noise(self.before_noise(labels, extra), tokens)
+
+    def before_noise(
+        self,
+        labels: Integer[Tensor, "B H W"] | Float[Tensor, "B K H W"],
+        extra: Float[Tensor, "B E H W"] | None = None,
+    ) -> list[Float[Tensor, "B C _ _"]]:
+        """What does not depend on the tokens, for :meth:`after_noise`.
+
+        Returns the levels before the first one with attention, fine to coarse, and behind them, if
+        there is such a level, the map into which it blends the tokens.
+        """
         # the first convolution checks the labels and the extra maps
-        hidden = first(labels, extra)
-        self._check(labels, tokens)
-        levels = [self.blocks[0](hidden, tokens)]
-        for conv, block in zip(halve, self.blocks[1:], strict=True):
-            levels.append(block(conv(levels[-1]), tokens))
+        hidden = self.convs[0](labels, extra)
+        self._check_size(labels)
+        levels: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            if index:
+                hidden = self.convs[index](levels[-1])
+            if isinstance(block, _AttentionBlock):
+                return [*levels, block.activation(block.norm(hidden))]
+            levels.append(block(hidden))
         return levels
 
-    def _check(self, labels: Tensor, tokens: Tensor | None) -> None:
+    def after_noise(
+        self, maps: list[Float[Tensor, "B C _ _"]], tokens: Float[Tensor, "B T D"] | None
+    ) -> list[Float[Tensor, "B C _ _"]]:
+        """The conditioning maps, from what :meth:`before_noise` gave."""
+        self._check_tokens(maps[-1], tokens)
+        attended = [block for block in self.blocks if isinstance(block, _AttentionBlock)]
+        if not attended:
+            return maps
+        *levels, hidden = maps
+        for block in attended:
+            if block is not attended[0]:
+                hidden = block.activation(block.norm(self.convs[len(levels)](levels[-1])))
+            levels.append(block(hidden, tokens))
+        return levels
+
+    def _check_tokens(self, like: Tensor, tokens: Tensor | None) -> None:
         owner = "LabelMapPyramid"
-        batch, height, width = labels.shape[0], labels.shape[-2], labels.shape[-1]
         if self.cross_attention:
-            check_tensor(owner, "tokens", tokens, "B T D", like=labels, B=batch, D=self.token_dim)
+            sizes = {"B": len(like), "D": self.token_dim}
+            check_tensor(owner, "tokens", tokens, "B T D", like=like, **sizes)
         elif tokens is not None:
             found = type(tokens).__name__
             msg = f"{owner}: tokens must be None without cross_attention; got {found}"
             raise InputError(msg)
+
+    def _check_size(self, labels: Tensor) -> None:
+        owner, height, width = "LabelMapPyramid", labels.shape[-2], labels.shape[-1]
         if height % self.step or width % self.step:
             low = [max(1, size // self.step) * self.step for size in (height, width)]
             high = [-(-size // self.step) * self.step for size in (height, width)]
@@ -168,9 +201,8 @@ class _ConvBlock(nn.Module):
         self.activation = nn.GELU()
         self.project = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:  # noqa: ARG002
-        hidden = self.activation(self.norm(hidden))
-        return self.project(hidden)
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.project(self.activation(self.norm(hidden)))
 
 
 class _AttentionBlock(nn.Module):
@@ -206,7 +238,7 @@ class _AttentionBlock(nn.Module):
         self.project = nn.Conv2d(channels, channels, 1)
 
     def forward(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
-        hidden = self.activation(self.norm(hidden))
+        """From the normalised and activated map on; what stands before it sees no token."""
         if self.inject is not None and self.inject_norm is not None:
             hidden = self.activation(self.inject_norm(self.inject(hidden, tokens)))
         if self.attend is not None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dpsims._checks import check_int, check_tensor
 from dpsims.errors import InputError
-from dpsims.nn._spade_tail import modulate, normalize_lazily
+from dpsims.nn._spade_inputs import check_spade_inputs, enlarged, modulation_inputs
+from dpsims.nn._spade_tail import Unmodulated, modulate, normalize_lazily
 from dpsims.nn.norm import make_norm
-from dpsims.ops.spade_tail.api import ChannelStatistics
 
 _SLOPE = 0.2
 
@@ -64,9 +65,14 @@ class SPADE(nn.Module):
         kernel_size: Side of both convolutions, odd.
         norm: ``"batch"``, ``"sync_batch"`` (statistics over all processes), ``"instance"`` or
             ``"none"``; never with a learned scale.
+        ignore_index: Id of unlabelled pixels, where ``cond`` holds a label map.
 
     Shape:
         - features ``(B, C, H, W)``; cond ``(B, Cc, H, W)``; output ``(B, C, H, W)``
+        - cond may be a tuple of maps to join, small ones and a label map among them, as in
+          :func:`dpsims.nn.joined_conv2d`
+        - with ``upsample=n`` in the call, features are first enlarged n times by nearest
+          neighbours; cond and output have the enlarged size
 
     Raises:
         InputError: A size out of range; ``cond`` of another height, width or batch size than
@@ -100,6 +106,7 @@ class SPADE(nn.Module):
         hidden_channels: int | None = 128,
         kernel_size: int = 3,
         norm: str = "batch",
+        ignore_index: int | None = 255,
     ) -> None:
         super().__init__()
         check_int("SPADE", "channels", channels)
@@ -110,7 +117,10 @@ class SPADE(nn.Module):
         if kernel_size % 2 == 0:
             msg = f"SPADE: kernel_size must be odd, to keep the size of the map; got {kernel_size}"
             raise InputError(msg)
+        if ignore_index is not None:
+            check_int("SPADE", "ignore_index", ignore_index, minimum=None)
         self.channels, self.cond_channels = channels, cond_channels
+        self.ignore_index = ignore_index
         self.norm = make_norm("SPADE", channels, norm)
         width, padding = cond_channels, kernel_size // 2
         self.hidden: nn.Conv2d | None = None
@@ -122,28 +132,19 @@ class SPADE(nn.Module):
 
     def forward(
         self,
-        features: Float[Tensor, "B C H W"],
-        cond: Float[Tensor, "B Cc H W"],
+        features: Float[Tensor, "B C _ _"],
+        cond: Float[Tensor, "B Cc H W"] | Sequence[Tensor],
         *,
-        statistics: ChannelStatistics | None = None,
-        slope: float = 1.0,
+        upsample: int = 1,
     ) -> Float[Tensor, "B C H W"]:
-        """Normalise and modulate the features; see the class.
+        """Normalise and modulate the features; see the class."""
+        check_spade_inputs(self, "SPADE", features, self.channels, cond, upsample)
+        (read,) = modulation_inputs([self], cond, self.ignore_index)
+        return self._modulate(normalize_lazily(self.norm, features, upsample), read)
 
-        Args:
-            features: Maps to normalise.
-            cond: Conditioning map.
-            statistics: Moments to normalise by instead of the module's own norm, as by
-                :meth:`BatchNorm2d.statistics`, for several SPADEs of the same features.
-            slope: Slope below 0 of a LeakyReLU behind the modulation; 1 means none.
-        """
-        _check_inputs("SPADE", features, self.channels, cond, self.cond_channels)
-        if self.hidden is not None:
-            cond = F.relu(self.hidden(cond))
-        modulation = self.modulation(cond)
-        if statistics is None:
-            features, statistics = normalize_lazily(self.norm, features)
-        return modulate(features, modulation, statistics, slope)
+    def _modulate(self, maps: Unmodulated, read: Tensor, slope: float = 1.0) -> Tensor:
+        """Modulate maps by what ``modulation`` reads or, if it was first, gives; activate."""
+        return modulate(maps, read if self.hidden is None else self.modulation(read), slope)
 
 
 class SPADEResBlock(nn.Module):
@@ -160,9 +161,11 @@ class SPADEResBlock(nn.Module):
         hidden_channels: As in :class:`SPADE`.
         kernel_size: Side of the convolutions inside the SPADEs; those of the block are 3x3.
         norm: As in :class:`SPADE`.
+        ignore_index: As in :class:`SPADE`.
 
     Shape:
         - features ``(B, C, H, W)``; cond ``(B, Cc, H, W)``; output ``(B, C', H, W)``
+        - cond as a tuple, and ``upsample``, as in :class:`SPADE`
 
     Raises:
         InputError: As :class:`SPADE`; in training a map with one value per channel.
@@ -170,7 +173,8 @@ class SPADEResBlock(nn.Module):
 
     Note:
         Units: as the input's. The first SPADE and the shortcut's normalise the same features
-        without parameters, so this is done once. Gradients: any order.
+        without parameters, so this is done once, and before they are enlarged. Gradients: any
+        order.
 
     Source:
         OASIS's generator block (Schönfeld et al., ICLR 2021), kept by DP-SIMS (Berrada et al.,
@@ -193,11 +197,13 @@ class SPADEResBlock(nn.Module):
         hidden_channels: int | None = 128,
         kernel_size: int = 3,
         norm: str = "batch",
+        ignore_index: int | None = 255,
     ) -> None:
         super().__init__()
         check_int("SPADEResBlock", "in_channels", in_channels)
         check_int("SPADEResBlock", "out_channels", out_channels)
         self.in_channels, self.cond_channels = in_channels, cond_channels
+        self.ignore_index = ignore_index
         middle = min(in_channels, out_channels)
 
         def spade(channels: int) -> SPADE:
@@ -207,6 +213,7 @@ class SPADEResBlock(nn.Module):
                 hidden_channels=hidden_channels,
                 kernel_size=kernel_size,
                 norm="none",
+                ignore_index=ignore_index,
             )
 
         self.norm_0 = make_norm("SPADEResBlock", in_channels, norm)
@@ -222,23 +229,21 @@ class SPADEResBlock(nn.Module):
             self.conv_s = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(
-        self, features: Float[Tensor, "B C H W"], cond: Float[Tensor, "B Cc H W"]
+        self,
+        features: Float[Tensor, "B C _ _"],
+        cond: Float[Tensor, "B Cc H W"] | Sequence[Tensor],
+        *,
+        upsample: int = 1,
     ) -> Float[Tensor, "B Cout H W"]:
         """Run the block; see the class."""
-        _check_inputs("SPADEResBlock", features, self.in_channels, cond, self.cond_channels)
-        normalized, statistics = normalize_lazily(self.norm_0, features)
-        shortcut = features
+        check_spade_inputs(self, "SPADEResBlock", features, self.in_channels, cond, upsample)
+        spades = [s for s in (self.spade_0, self.spade_1, self.spade_s) if s is not None]
+        first, second, *last = modulation_inputs(spades, cond, self.ignore_index)
+        maps = normalize_lazily(self.norm_0, features, upsample)
+        hidden = self.conv_0(self.spade_0._modulate(maps, first, _SLOPE))
         if self.spade_s is not None and self.conv_s is not None:
-            shortcut = self.conv_s(self.spade_s(normalized, cond, statistics=statistics))
-        hidden = self.spade_0(normalized, cond, statistics=statistics, slope=_SLOPE)
-        hidden, statistics = normalize_lazily(self.norm_1, self.conv_0(hidden))
-        hidden = self.spade_1(hidden, cond, statistics=statistics, slope=_SLOPE)
+            shortcut = self.conv_s(self.spade_s._modulate(maps, *last))
+        else:
+            shortcut = enlarged(features, upsample)
+        hidden = self.spade_1._modulate(normalize_lazily(self.norm_1, hidden), second, _SLOPE)
         return shortcut + self.conv_1(hidden)
-
-
-def _check_inputs(
-    owner: str, features: Tensor, channels: int, cond: Tensor, cond_channels: int
-) -> None:
-    check_tensor(owner, "features", features, "B C H W", C=channels)
-    b, _, h, w = features.shape
-    check_tensor(owner, "cond", cond, "B C H W", like=features, B=b, C=cond_channels, H=h, W=w)

@@ -141,15 +141,8 @@ class Generator(ImageGenerator):
         small = None if extra is None else F.adaptive_avg_pool2d(extra, size)
         features = self.stem(resize_labels(labels, size), small)
         for block, level in zip(self.blocks, reversed(levels), strict=True):
-            size = level.shape[-2:]
-            if features.shape[-2:] != size:
-                features = F.interpolate(features, size=size, mode="nearest")
-            whole = (
-                F.interpolate(coarsest, size=size, mode="bilinear")
-                if level is not coarsest
-                else level
-            )
-            features = block(features, torch.cat((level, whole), 1))
+            times = level.shape[-2] // features.shape[-2]
+            features = block(features, (level, coarsest), upsample=times)
         features = F.leaky_relu(features, LEAKY_SLOPE)
         return GeneratorOutput(self.to_rgb(features), features)
 

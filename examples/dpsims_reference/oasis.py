@@ -98,17 +98,19 @@ class OasisGenerator(ImageGenerator):
         """Images, and the features before the last convolution; see the class."""
         step = 2 ** (len(self.blocks) - 1)
         self._check(labels, latents, noise, step)
-        beside = latents[:, :, None, None].expand(-1, -1, *labels.shape[1:])
+        spread = latents[:, :, None, None]
+        small = spread.expand(-1, -1, *labels[:, ::step, ::step].shape[1:])
         if extra is not None:
-            beside = torch.cat((beside, extra), 1)
-        small = beside[:, :, ::step, ::step] if beside.shape[1] else None
-        features = self.stem(labels[:, ::step, ::step], small)
-        ids = torch.arange(self.num_classes, device=labels.device).view(-1, 1, 1)
+            small = torch.cat((small, extra[:, :, ::step, ::step]), 1)
+        features = self.stem(labels[:, ::step, ::step], small if small.shape[1] else None)
         for block in self.blocks:
-            onehot = (labels[:, None, ::step, ::step] == ids).to(latents.dtype)
-            if features.shape[-2:] != onehot.shape[-2:]:
-                features = F.interpolate(features, size=onehot.shape[-2:], mode="nearest")
-            features = block(features, torch.cat((beside[:, :, ::step, ::step], onehot), 1))
+            maps = [labels[:, ::step, ::step]]
+            if extra is not None:
+                maps.insert(0, extra[:, :, ::step, ::step])
+            if self.latent_dim:
+                maps.insert(0, spread)
+            times = maps[-1].shape[-1] // features.shape[-1]
+            features = block(features, maps, upsample=times)
             step //= 2
         features = F.leaky_relu(features, LEAKY_SLOPE)
         return GeneratorOutput(torch.tanh(self.to_rgb(features)), features)

@@ -20,6 +20,7 @@ from dpsims_reference.config_json import from_dict
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
 from dpsims_reference.generator import build_generator
 from dpsims_reference.networks import ImageGenerator
+from dpsims_reference.prepared import PreparedGenerator, prepare_generator
 from dpsims_reference.randomness import derive_generator
 from dpsims_reference.runs import read_run
 
@@ -105,6 +106,39 @@ def generate(
 ) -> Tensor:
     """Images for maps ``(B, H, W)`` and latents ``(B, Z)``; per-pixel noise is from ``seed``."""
     model = trained.generator
+    extra, noise = _beside(trained, labels, instances, seed)
+    noise = None if noise is None else noise.expand(len(labels), -1, -1, -1)
+    return model(labels, latents, extra, noise).images
+
+
+@torch.no_grad()
+def generate_many(
+    trained: TrainedGenerator,
+    labels: Tensor,
+    latents: Tensor,
+    *,
+    instances: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """:func:`generate` for one map ``(1, H, W)`` and many latents.
+
+    What does not depend on the latents is computed once if ``trained`` holds a
+    :class:`~dpsims_reference.prepared.PreparedGenerator` that can tell it apart.
+    """
+    model = trained.generator
+    if isinstance(model, PreparedGenerator) and model.can_condition:
+        extra, noise = _beside(trained, labels, instances, seed)
+        return model.sample(model.condition(labels, extra, noise), latents).images
+    count = len(latents)
+    repeated = None if instances is None else instances.expand(count, -1, -1)
+    maps = labels.expand(count, -1, -1)
+    return generate(trained, maps, latents, instances=repeated, seed=seed)
+
+
+def _beside(
+    trained: TrainedGenerator, labels: Tensor, instances: Tensor | None, seed: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The maps beside the labels: instance offsets, and per-pixel noise for one image."""
     extra = None
     if trained.config.data.instances:
         if instances is None:
@@ -112,9 +146,7 @@ def generate(
             raise InputError(msg)
         extra = instance_offsets(instances)
     rng = derive_generator(seed, "sample-noise")
-    noise = model.sample_noise(1, labels.shape[-2:], generator=rng)
-    noise = None if noise is None else noise.expand(len(labels), -1, -1, -1)
-    return model(labels, latents, extra, noise).images
+    return extra, trained.generator.sample_noise(1, labels.shape[-2:], generator=rng)
 
 
 def slerp(first: Tensor, second: Tensor, shares: Sequence[float]) -> Tensor:
@@ -153,6 +185,7 @@ def sample_to_folder(
     Returns:
         The files written.
     """
+    trained = trained._replace(generator=prepare_generator(trained.generator))
     rng = derive_generator(seed, "sample-latents")
     latents = trained.generator.sample_latents(max(num_noises, 2), generator=rng)
     device = latents.device
@@ -163,30 +196,19 @@ def sample_to_folder(
     for file in label_files(source):
         labels = read_label_map(file, trained.spec)[None].to(device)
         ids = None if instances is None else read_instances(instances / file.name)[None].to(device)
-        images = _noises(trained, labels, latents[:num_noises], ids, seed)
+        made = generate_many(trained, labels, latents[:num_noises], instances=ids, seed=seed)
+        images = to_uint8(made)
         for index, pixels in enumerate(images):
             written.append(out / f"{file.stem}-noise{index}.png")
             save_image(written[-1], pixels)
         rows = [("labels", label_pictures(trained.spec, labels)), ("noises", list(images))]
         if interpolate:
-            rows.append(
-                (
-                    "from noise\n0 to 1",
-                    list(_noises(trained, labels, path_latents.to(device), ids, seed)),
-                )
-            )
+            between = path_latents.to(device)
+            made = generate_many(trained, labels, between, instances=ids, seed=seed)
+            rows.append(("from noise\n0 to 1", list(to_uint8(made))))
         written.append(out / f"{file.stem}-overview.png")
         save_image(written[-1], captioned_grid(rows))
     return written
-
-
-def _noises(
-    trained: TrainedGenerator, labels: Tensor, latents: Tensor, instances: Tensor | None, seed: int
-) -> np.ndarray:
-    count = len(latents)
-    repeated = None if instances is None else instances.expand(count, -1, -1)
-    maps = labels.expand(count, -1, -1)
-    return to_uint8(generate(trained, maps, latents, instances=repeated, seed=seed))
 
 
 def read_instances(path: Path) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from unit_run import unit_config
 
 from dpsims.errors import DTypeError, InputError
-from dpsims.nn import CrossAttentionNoiseInjector, SelfAttention2d
+from dpsims.nn import SPADE, CrossAttentionNoiseInjector, SelfAttention2d, SPADEResBlock
 from dpsims_reference.batches import train_batches
 from dpsims_reference.cli import main
 from dpsims_reference.datasets import build_dataset
@@ -82,7 +82,12 @@ def batch_of(name):
 
 
 ATTENTION = (CrossAttentionNoiseInjector, SelfAttention2d)
-LAYERS = (nn.Conv2d, nn.Linear, *ATTENTION)
+LAYERS = (nn.Conv2d, nn.Linear, SPADEResBlock, *ATTENTION)
+
+
+def is_direct(part):
+    """A SPADE whose one convolution, of side 1, reads the condition itself."""
+    return isinstance(part, SPADE) and part.hidden is None
 
 
 class Formula:
@@ -94,15 +99,18 @@ class Formula:
             part.register_forward_hook(self.see)
             for module in modules
             for part in module.modules()
-            if isinstance(
-                part, (nn.Conv2d, nn.Linear, CrossAttentionNoiseInjector, SelfAttention2d)
-            )
+            if isinstance(part, LAYERS)
         ]
 
     def see(self, part, inputs, output):
         if isinstance(part, nn.Conv2d):
             kernel = part.kernel_size[0] * part.kernel_size[1]
             work = 2 * output.numel() * part.in_channels // part.groups * kernel
+        elif isinstance(part, SPADEResBlock):
+            # the convolutions that read the condition run as one, beside the modules
+            pixels = output.shape[2] * output.shape[3]
+            outputs = sum(m.modulation.out_channels for m in part.modules() if is_direct(m))
+            work = 2 * len(output) * pixels * part.cond_channels * outputs
         elif isinstance(part, nn.Linear):
             work = 2 * output.numel() * part.in_features
         else:

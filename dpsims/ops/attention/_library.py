@@ -49,7 +49,7 @@ def _gradients_cuda(
 
 
 def _gradients_fake(
-    grad: Tensor,  # noqa: ARG001
+    grad: Tensor,
     features: Tensor,
     *tokens: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ inject.register_fake(_inject_fake)
 inject_gradients.register_fake(_gradients_fake)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from dpsims.errors import InputError, NonFiniteError
 from dpsims_reference.batches import Batch, collate
 from dpsims_reference.data.sample import ImageDataset, Sample
+from dpsims_reference.prepared import prepare_generator
 from dpsims_reference.randomness import derive_generator
 from dpsims_reference.sampling import TrainedGenerator
 
@@ -143,9 +144,10 @@ class Speed(NamedTuple):
 def time_generator(trained: TrainedGenerator, batch: Batch, *, device: str, seed: int) -> Speed:
     """Median time of a forward pass on the maps of ``batch``, after a warm-up.
 
-    Label maps and latents are on the device already; nothing is copied back.
+    The generator is prepared for inference (:func:`dpsims.nn.prepare_for_inference`). Label maps
+    and latents are on the device already; nothing is copied back.
     """
-    model, size = trained.generator, batch.labels.shape[-2:]
+    model, size = prepare_generator(trained.generator), batch.labels.shape[-2:]
     rng = derive_generator(seed, "evaluation-speed")
     latents = model.sample_latents(len(batch.labels), generator=rng)
     noise = model.sample_noise(len(batch.labels), size, generator=rng)
