@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -132,14 +132,18 @@ class Discriminator(nn.Module):
         self.to(device)
 
     @property
+    def _each(self) -> list[ProjectedDiscriminator]:
+        return [cast("ProjectedDiscriminator", member) for member in self.members]
+
+    @property
     def cv_ensemble(self) -> nn.ModuleList:
         """The frozen backbones."""
-        return nn.ModuleList(member.backbone for member in self.members)
+        return nn.ModuleList(member.backbone for member in self._each)
 
     @property
     def decoder(self) -> nn.ModuleList:
         """The trained heads."""
-        return nn.ModuleList(member.heads for member in self.members)
+        return nn.ModuleList(member.heads for member in self._each)
 
     def forward(
         self,
@@ -161,7 +165,7 @@ class Discriminator(nn.Module):
             raise InputError(msg)
         if self.augment is not None:
             images = self.augment(images).images
-        logits = [member(images, labels) for member in self.members]
+        logits = [member(images, labels) for member in self._each]
         if self.loss is None:
             return logits
         if for_generator:

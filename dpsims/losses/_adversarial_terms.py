@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +15,22 @@ from dpsims.errors import InputError
 Kind = Literal["hinge", "softplus", "pixel"]
 
 
-def check_logits(owner: str, name: str, logits: object) -> list[Tensor]:
-    """The logits of every head, or an error.
+def check_logits(
+    owner: str, name: str, logits: object, *, like: Tensor | None = None
+) -> list[Tensor]:
+    """The logits of every head, or an error; all are on the device of ``like``.
 
     Raises:
         DTypeError: A head is not a floating-point tensor.
         InputError: No head, an axis other than the first is empty, or heads on two devices.
     """
     several = isinstance(logits, list | tuple)
-    heads = list(logits) if isinstance(logits, list | tuple) else [logits]
+    heads: list[Any] = list(logits) if isinstance(logits, list | tuple) else [logits]
     if not heads:
         msg = f"{owner}: {name} must hold at least one head; got {logits!r}"
         raise InputError(msg)
-    like = heads[0] if isinstance(heads[0], Tensor) else None
+    if like is None and isinstance(heads[0], Tensor):
+        like = heads[0]
     for index, head in enumerate(heads):
         ndim = head.ndim if isinstance(head, Tensor) else 1
         layout = " ".join(["B", *(f"N{axis}" for axis in range(1, ndim))][:ndim])

@@ -152,7 +152,7 @@ class AdversarialLoss:
             terms = self.pixel_loss.discriminator_terms(real_logits, fake_logits, labels)  # type: ignore[arg-type]
             return AdversarialTerms(terms.real, terms.fake, torch.zeros_like(terms.real))
         real_heads = check_logits(owner, "real_logits", real_logits)
-        fake_heads = check_logits(owner, "fake_logits", fake_logits)
+        fake_heads = check_logits(owner, "fake_logits", fake_logits, like=real_heads[0])
         if len(real_heads) != len(fake_heads):
             msg = f"{owner}: fake_logits must hold {len(real_heads)} heads, as real_logits; "
             raise InputError(msg + f"got {len(fake_heads)}")

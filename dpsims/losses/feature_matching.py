@@ -55,10 +55,10 @@ def feature_matching_loss(
     """
     owner = "feature_matching_loss"
     check_bool(owner, "paired", paired)
-    check_levels(owner, "fake_features", fake_features, _widths(fake_features))
-    check_levels(
-        owner, "real_features", real_features, _widths(fake_features), like=fake_features[0]
-    )
+    _check_counts(owner, fake_features, real_features)
+    widths = _widths(fake_features)
+    check_levels(owner, "fake_features", fake_features, widths)
+    check_levels(owner, "real_features", real_features, widths, like=fake_features[0])
     costs = []
     for level, (fake, real) in enumerate(zip(fake_features, real_features, strict=True)):
         _, _, height, width = fake.shape
@@ -77,6 +77,16 @@ def _distance(fake: Tensor, real: Tensor, paired: bool) -> Tensor:
         difference = ((fake - real).sum(0) / max(1, len(fake))).square()
     # an empty batch costs 0, not 0/0
     return difference.sum() / max(1, difference.numel())
+
+
+def _check_counts(owner: str, fake_features: object, real_features: object) -> None:
+    """Raise where one list is shorter than the other; the shorter one is to blame."""
+    named = {"fake_features": fake_features, "real_features": real_features}
+    counts = {name: len(maps) for name, maps in named.items() if isinstance(maps, list | tuple)}
+    if len(set(counts.values())) > 1:
+        name = min(counts, key=lambda key: counts[key])
+        msg = f"{owner}: {name} must hold {max(counts.values())} maps, one per level; "
+        raise InputError(msg + f"got {counts[name]}")
 
 
 def _widths(maps: object) -> list[int]:

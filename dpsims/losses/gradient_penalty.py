@@ -77,12 +77,13 @@ def r1_penalty(
         raise InputError(msg)
     used = [head for head in heads if head.requires_grad]
     # the sum of all scores: each image's own slope comes back, since no score needs another image
-    total = sum((widened(head).sum() * (batch / max(1, head.numel())) for head in used), start=0)
-    slopes = (
-        torch.autograd.grad(total, images, create_graph=True, allow_unused=True) if used else ()
-    )
-    if not slopes or slopes[0] is None:
+    scores = [widened(head).sum() * (batch / max(1, head.numel())) for head in used]
+    slope = None
+    if scores:
+        total = torch.stack(scores).sum() / len(heads)
+        (slope,) = torch.autograd.grad(total, images, create_graph=True, allow_unused=True)
+    if slope is None:
         msg = f"{owner}: logits must depend on images; got logits computed from other tensors"
         raise InputError(msg)
-    squares = widened(slopes[0] / len(heads)).square().sum()
+    squares = widened(slope).square().sum()
     return weight / 2 * squares / max(1, batch)
