@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-from dpsims._checks import check_bool
-from dpsims.errors import InputError
+from dpsims.errors import DTypeError, InputError
 
 
 def refuse_unknown(owner: str, options: Iterable[str], supported: Collection[str]) -> None:
@@ -20,7 +19,7 @@ def refuse_unknown(owner: str, options: Iterable[str], supported: Collection[str
 
 def check_flag(owner: str, name: str, value: object) -> bool:
     """A bool, or the 0 or 1 that command lines make of one."""
-    if value in (0, 1) and isinstance(value, int):
-        return bool(value)
-    check_bool(owner, name, value)
+    if not isinstance(value, int) or value not in (0, 1):
+        msg = f"{owner}: {name} must be a bool; got {value!r:.80}"
+        raise DTypeError(msg)
     return bool(value)
