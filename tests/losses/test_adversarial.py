@@ -126,10 +126,14 @@ class TestRelations:
             (slope,) = torch.autograd.grad(total, logits)
             assert slope.isfinite().all()
             assert total.isfinite()
-        # beyond torch's cut of softplus at 20, there is still a slope
-        far = torch.tensor([30.0], dtype=torch.float64, requires_grad=True)
-        (slope,) = torch.autograd.grad(AdversarialLoss("softplus").generator(far), far)
-        assert slope.item() == pytest.approx(-np.exp(-30.0), rel=1e-9)
+        # torch's softplus is linear beyond 20, with a slope of exactly 1 and no curvature
+        far = torch.tensor([-21.0], dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(
+            AdversarialLoss("softplus").generator(far), far, create_graph=True
+        )
+        assert slope.item() == pytest.approx(-1 / (1 + np.exp(-21.0)), rel=1e-13)
+        (bend,) = torch.autograd.grad(slope, far)
+        assert bend.item() == pytest.approx(np.exp(-21.0), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
