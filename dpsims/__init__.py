@@ -22,6 +22,7 @@ _HOMES = {
         "LabelConv2d",
         "LabelMapPyramid",
         "NoiseMapper",
+        "ProjectedDiscriminator",
         "SPADE",
         "SPADEResBlock",
         "SelfAttention2d",
@@ -35,6 +36,8 @@ _HOMES = {
         "sphere_normalize",
     ),
     "dpsims.losses": (
+        "AdversarialLoss",
+        "AdversarialTerms",
         "LabelMix",
         "PatchInfoNCE",
         "PixelFocalLoss",
@@ -42,14 +45,19 @@ _HOMES = {
         "class_balance_weights",
         "diversity_ratio",
         "diversity_threshold",
+        "feature_matching_loss",
         "hinge_diversity_loss",
         "info_nce",
         "label_mix",
         "label_mix_loss",
         "pixel_focal_loss",
+        "r1_penalty",
     ),
     "dpsims.data": (
+        "AugmentParams",
+        "AugmentedBatch",
         "ClassBalancedSampler",
+        "DiffAugment",
         "LabelSpec",
         "class_presence",
         "image_sampling_weights",
@@ -57,7 +65,7 @@ _HOMES = {
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBPACKAGES = ("data", "errors", "losses", "metrics", "nn", "ops")
+_SUBPACKAGES = ("compat", "data", "errors", "losses", "metrics", "nn", "ops")
 
 __all__ = ["__version__", *_HOME_OF, *_SUBPACKAGES]  # noqa: PLE0604
 

@@ -82,6 +82,14 @@ def backbone() -> nn.Module:
     return deepcopy(_network())
 
 
+def projected(**options: Any) -> Callable[[], nn.Module]:
+    return by_constructor(
+        lambda: parts.ProjectedDiscriminator(
+            backbone(), head_channels=4, mixing_channels=3, **options
+        )
+    )
+
+
 def sampler(weights: Tensor) -> Tensor:
     return torch.tensor(list(data.ClassBalancedSampler(weights, num_samples=6)))
 
@@ -245,6 +253,34 @@ NN = (
         given(features=listed(floats(2, 4, 4, 3), floats(2, 3, 2, 2))),
         (Arg("features", "B c h w", fixed="c", **LEVELS),),
     ),
+    Part(
+        "ProjectedDiscriminator",
+        projected(),
+        given(images=floats(2, 3, 32, 48)),
+        (Arg("images", MAP, fixed="C"),),
+        also=("FeatureConditioner",),
+        norm=True,
+    ),
+    Part(
+        "ProjectedDiscriminator",
+        projected(num_classes=3, heads="global", mixing="scales", levels=[0, 2]),
+        given(images=floats(2, 3, 32, 48), class_ids=ids(2)),
+        (Arg("images", MAP, fixed="C"), Arg("class_ids", "B", "int")),
+        case="classes",
+        also=("FeatureConditioner",),
+        norm=True,
+        exceptions={"channels-last": "gives no maps"},
+    ),
+    Part(
+        "ProjectedDiscriminator",
+        projected(num_classes=3, mixing="channels"),
+        given(images=floats(2, 3, 32, 48), class_ids=lambda: floats(2, 3)().softmax(1)),
+        (Arg("images", MAP, fixed="C"), Arg("class_ids", "B K", fixed="K", ranks=(1,))),
+        case="soft-classes",
+        also=("FeatureConditioner",),
+        norm=True,
+        exceptions={"wrong-dtype-class_ids": "what is not floating point counts as ids"},
+    ),
 )
 
 FOCAL = (Arg("real_logits", MAP, fixed="C"), Arg("fake_logits", MAP, fixed="C"))
@@ -255,6 +291,17 @@ LATENTS = (Arg("latents_a", "B Z"), Arg("latents_b", "B Z"))
 
 def _focal_method(method: str) -> Callable[[], Callable[..., Any]]:
     return lambda: getattr(losses.PixelFocalLoss(3), method)
+
+
+def penalty(images: Tensor) -> Tensor:
+    """The penalty of a small discriminator."""
+    if not images.requires_grad:
+        images = images.detach().requires_grad_()
+    return losses.r1_penalty([images.tanh().sum((1, 2, 3)), images.sigmoid()], images)
+
+
+def augment_params() -> data.AugmentParams:
+    return data.DiffAugment().sample(2, generator=seeded())
 
 
 def two_outputs() -> dict[str, Tensor]:
@@ -299,6 +346,75 @@ LOSSES = (
         (FOCAL[1], LABELS),
         sort="loss",
         wide=True,
+    ),
+    Part(
+        "AdversarialLoss.discriminator",
+        lambda: losses.AdversarialLoss("hinge").discriminator,
+        given(real_logits=floats(2, 5), fake_logits=floats(2, 5, seed=1)),
+        (Arg("real_logits", "B N", ranks=()), Arg("fake_logits", "B N", ranks=())),
+        sort="loss",
+        wide=True,
+        exceptions={"mismatch": "two batches, each with a mean of its own"},
+    ),
+    Part(
+        "AdversarialLoss.discriminator",
+        lambda: losses.AdversarialLoss("softplus", label_smoothing=0.1).discriminator,
+        given(
+            real_logits=listed(floats(2, 1, 4, 3), floats(2, 1, 2, 2)),
+            fake_logits=listed(floats(2, 1, 4, 3, seed=1), floats(2, 1, 2, 2, seed=1)),
+        ),
+        (
+            Arg("real_logits", MAP, levels=True, ranks=()),
+            Arg("fake_logits", MAP, levels=True, ranks=()),
+        ),
+        sort="loss",
+        case="heads",
+        wide=True,
+        exceptions={
+            "mismatch": "every head has a mean of its own",
+            "wrong-type": "one tensor is one head",
+            "functional": "the table's rule takes one tensor",
+        },
+    ),
+    Part(
+        "AdversarialLoss.generator",
+        lambda: losses.AdversarialLoss("softplus").generator,
+        given(fake_logits=floats(2, 1, 3, 4)),
+        (Arg("fake_logits", MAP, ranks=()),),
+        sort="loss",
+        wide=True,
+    ),
+    Part(
+        "r1_penalty",
+        lambda: penalty,
+        given(images=floats(2, 3, 4, 5)),
+        (Arg("images", MAP),),
+        sort="loss",
+        exceptions={
+            "wrong-type": "refused by the discriminator first; has its own tests",
+            "wrong-rank": "as wrong-type",
+            "wrong-dtype": "as wrong-type",
+            "empty-axis": "as wrong-type",
+            "sparse": "as wrong-type",
+            "modes": "needs gradients, documented",
+            "requires-grad": "has the gradient of the images it is given",
+            "functional": "takes a gradient of its own",
+        },
+    ),
+    Part(
+        "feature_matching_loss",
+        function(losses.feature_matching_loss),
+        given(
+            fake_features=listed(floats(2, 4, 4, 3), floats(2, 3, 2, 2)),
+            real_features=listed(floats(2, 4, 4, 3, seed=1), floats(2, 3, 2, 2, seed=1)),
+        ),
+        (Arg("fake_features", "B c h w", **LEVELS), Arg("real_features", "B c h w", **LEVELS)),
+        sort="loss",
+        wide=True,
+        exceptions={
+            "functional": "the table's rule takes one tensor",
+            "gradient-real_features": DETACHED,
+        },
     ),
     Part(
         "info_nce",
@@ -414,7 +530,38 @@ LOSSES = (
     ),
 )
 
+AUGMENT = {"translation": 0.3, "cutout": 0.4, "flip": True}
+
 DATA = (
+    Part(
+        "DiffAugment",
+        lambda: data.DiffAugment(**AUGMENT),
+        given(images=floats(2, 3, 6, 5), labels=ids(2, 6, 5), generator=seeded),
+        (Arg("images", MAP), Arg("labels", "B H W", "int", optional=True)),
+        sort="function",
+    ),
+    Part(
+        "DiffAugment.apply",
+        lambda: data.DiffAugment(**AUGMENT).apply,
+        given(images=floats(2, 3, 6, 5), params=lambda: augment_params()),
+        (Arg("images", "B C H W", fixed="B"),),
+        sort="function",
+        exceptions={
+            "empty-batch": "the parameters are for two images",
+            "meta": "the parameters hold values",
+        },
+    ),
+    Part(
+        "DiffAugment.apply_labels",
+        lambda: data.DiffAugment(**AUGMENT).apply_labels,
+        given(labels=ids(2, 6, 5), params=lambda: augment_params()),
+        (Arg("labels", "B H W", "int", fixed="B"),),
+        sort="function",
+        exceptions={
+            "empty-batch": "the parameters are for two images",
+            "meta": "the parameters hold values",
+        },
+    ),
     Part(
         "instance_offsets",
         function(data.instance_offsets),
@@ -549,6 +696,9 @@ PARTS = (*NN, *LOSSES, *DATA, *METRICS, *OPS)
 
 # public names that no row of the table can hold
 WITHOUT_TENSORS = {
+    "AdversarialTerms": "a NamedTuple of results",
+    "AugmentParams": "a NamedTuple of results",
+    "AugmentedBatch": "a NamedTuple of results",
     "ConditioningLevel": "a NamedTuple of results",
     "ConditioningReport": "a NamedTuple of results",
     "FeatureStatistics": "a NamedTuple of results",

@@ -242,6 +242,30 @@ OPTIONS = (
         "CrossScaleMixing", with_sizes(parts.CrossScaleMixing, channels=[2]), {"channels": INTS}
     ),
     Options(
+        "ProjectedDiscriminator",
+        with_sizes(
+            parts.ProjectedDiscriminator,
+            backbone=parts.ConditionedBackbone("test_resnet", pretrained=False),
+            head_channels=2,
+        ),
+        {
+            "backbone": {"int": 3, "none": None, "text": "x", "module": torch.nn.Identity()},
+            "num_classes": INT_FROM_0,
+            "heads": CHOICE,
+            "head_channels": INT,
+            "mixing": CHOICE,
+            "mixing_channels": INT,
+            "mixing_expand": BOOL,
+            "levels": {
+                **or_none(INTS),
+                "zero": [0, 0],
+                "too-high": [4],
+                "unsorted": [2, 1],
+            },
+            "spectral_norm": BOOL,
+        },
+    ),
+    Options(
         "refresh_spectral_norm_",
         with_sizes(parts.refresh_spectral_norm_, module=torch.nn.Linear(2, 2)),
         {"module": {"int": 3, "none": None}, "iterations": INT},
@@ -282,6 +306,52 @@ OPTIONS = (
             "impl": CHOICE,
             "inplace": BOOL,
             **FOCAL,
+        },
+    ),
+    Options(
+        "AdversarialLoss",
+        losses.AdversarialLoss,
+        {
+            "kind": CHOICE,
+            "label_smoothing": {**BELOW_1, "with-hinge": 0.1},
+            "r1_weight": FROM_0,
+            "r1_interval": INT,
+            "pixel_loss": {"int": 3, "text": "x", "with-hinge": losses.PixelFocalLoss(2)},
+        },
+    ),
+    Options(
+        "r1_penalty",
+        lambda **options: losses.r1_penalty(
+            **(
+                {"logits": torch.zeros(2), "images": torch.zeros(2, 1, 2, 2, requires_grad=True)}
+                | options
+            )
+        ),
+        {
+            "logits": {
+                "int": 3,
+                "none": None,
+                "empty": [],
+                "not-of-the-images": torch.zeros(2),
+                "batch": torch.zeros(3),
+                "scalar": torch.zeros(()),
+            },
+            "weight": FROM_0,
+        },
+    ),
+    Options(
+        "feature_matching_loss",
+        with_inputs("feature_matching_loss"),
+        {
+            "paired": BOOL,
+            "level_weights": {
+                "int": 3,
+                "text": "12",
+                "short": [1.0],
+                "negative": [1.0, -1.0],
+                "nan": [NAN, 1.0],
+                "true": [True, 1.0],
+            },
         },
     ),
     Options(
@@ -328,6 +398,22 @@ OPTIONS = (
         "label_mix",
         with_inputs("label_mix"),
         {"num_classes": INT, "generator": GENERATOR, **IGNORE},
+    ),
+    Options("DiffAugment", with_inputs("DiffAugment"), {"generator": GENERATOR}),
+    Options(
+        "DiffAugment",
+        data.DiffAugment,
+        {"color": BOOL, "translation": UP_TO_1, "cutout": UP_TO_1, "flip": BOOL, **IGNORE},
+    ),
+    Options(
+        "DiffAugment.sample",
+        with_sizes(data.DiffAugment().sample, batch_size=2),
+        {"batch_size": INT_FROM_0, "generator": GENERATOR},
+    ),
+    Options(
+        "DiffAugment.apply",
+        with_sizes(data.DiffAugment().apply, images=torch.zeros(2, 3, 4, 4)),
+        {"params": {"int": 3, "none": None, "tuple": (1, 2)}},
     ),
     Options(
         "instance_offsets",

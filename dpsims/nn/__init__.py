@@ -7,6 +7,7 @@ from dpsims.nn.attention import (
 from dpsims.nn.backbone import ConditionedBackbone as ConditionedBackbone
 from dpsims.nn.conditioning import FeatureConditioner as FeatureConditioner
 from dpsims.nn.decoder import UNetDecoder as UNetDecoder
+from dpsims.nn.heads import ProjectedDiscriminator as ProjectedDiscriminator
 from dpsims.nn.inference import prepare_for_inference as prepare_for_inference
 from dpsims.nn.joined import joined_conv2d as joined_conv2d
 from dpsims.nn.labels import LabelConv2d as LabelConv2d, resize_labels as resize_labels
