@@ -17,6 +17,8 @@ def sum_of_taps(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> 
     if codes.device.type == "cpu" and not torch.compiler.is_compiling():
         # torch's own backward is two to three times slower here
         return _TapSum.apply(codes, table, kernel_size, stride)
+    if torch.compiler.is_exporting():
+        return _plain_gather(codes, table, kernel_size, stride)
     return _gather(codes, table, kernel_size, stride)
 
 
@@ -39,6 +41,15 @@ def _gather(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> Tens
     picks = torch.stack([tap.to(dtype) + rows * t for t, tap in enumerate(taps)], dim=-1)
     summed = F.embedding_bag(picks.flatten(0, 2), table.flatten(0, 1), mode="sum")
     return summed.unflatten(0, taps[0].shape)
+
+
+def _plain_gather(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """``_gather`` in operators that every exporter knows; ONNX has no ``embedding_bag``."""
+    taps = _taps(codes, kernel_size, stride)
+    hidden = F.embedding(taps[0].long(), table[0])
+    for tap, rows in zip(taps[1:], table[1:], strict=True):
+        hidden = hidden + F.embedding(tap.long(), rows)
+    return hidden
 
 
 def _scatter(codes: Tensor, grad: Tensor, rows: int, kernel_size: int, stride: int) -> Tensor:

@@ -25,6 +25,8 @@ from dpsims_reference.diagnosis_figures import write_diagnosis
 from dpsims_reference.evaluation import Evaluator
 from dpsims_reference.evaluation.command import evaluate_run
 from dpsims_reference.experiments import describe, experiment, format_experiments
+from dpsims_reference.export import export_generator
+from dpsims_reference.export_card import card_path
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
 from dpsims_reference.official_report import check_official
@@ -143,6 +145,14 @@ def sample(options: cli.Sample) -> None:
     print(f"{len(written)} pictures in {options.out}")
 
 
+def export(options: cli.Export) -> None:
+    """A trained generator in, a program with its card out."""
+    card = export_generator(options.run, options.out, format=options.format)
+    gap = card["check"]["largest_difference"]
+    print(f"{options.out}: images differ by {gap:.1e} of the largest pixel")
+    print(f"{card_path(options.out)}: inputs and outputs")
+
+
 def run_evaluation(options: cli.Evaluate) -> None:
     """Measure a run, print the table, write the card and the pictures."""
     evaluate_run(
@@ -216,6 +226,7 @@ def demo(options: cli.Demo) -> None:
 RUNNERS: dict[type, Callable[[Any], None]] = {
     cli.Train: train,
     cli.Sample: sample,
+    cli.Export: export,
     cli.Evaluate: run_evaluation,
     cli.Experiments: list_experiments,
     cli.Diagnose: diagnose,

@@ -239,14 +239,6 @@ def test_default_width_is_half_the_channels(kind):
     assert f"attn_dim={CHANNELS // 2}" in repr(make(kind))
 
 
-@pytest.mark.compile
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled_equals_eager(kind):
-    module, args = make(kind), draw(kind)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert_close64(compiled(*args), module(*args))
-
-
 def bad(kind, index, change):
     args = draw(kind)
     args[index] = change(args[index])

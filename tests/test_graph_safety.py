@@ -1,0 +1,120 @@
+"""Nothing in a forward or a backward reads values on the host or copies from it.
+
+That is what a CUDA graph needs, and what keeps the device busy. It is shown without a GPU: fake
+CUDA tensors take the path of CUDA and have no values to read. Torch's backward needs a device that
+is there, so gradients are taken on the meta device, which has no values either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from rules_calls import asked_for, leaves, parameters_of, total_of
+from rules_part import Part
+from rules_table import LOSSES, NN, OPS
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROWS = (*NN, *LOSSES, *OPS)
+CUDA = torch.device("cuda", 0)
+# each waits for the device, or gives a shape that depends on values
+READS = {
+    torch.ops.aten._local_scalar_dense,
+    torch.ops.aten._unique2,
+    torch.ops.aten.bincount,
+    torch.ops.aten.equal,
+    torch.ops.aten.is_nonzero,
+    torch.ops.aten.masked_select,
+    torch.ops.aten.nonzero,
+    torch.ops.aten.unique_dim,
+}
+
+
+class NoHost(TorchDispatchMode):
+    """Refuse every operator that reads values on the host, or moves tensors from or to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen += 1
+        assert func._overloadpacket not in READS, f"{func} reads values"
+        result = func(*args, **(kwargs or {}))
+        before, after = (
+            # an operator takes a number that is wrapped in a tensor of no axis without waiting
+            {x.device.type for x in tree_leaves(values) if isinstance(x, Tensor) and x.dim()}
+            for values in ((args, kwargs), result)
+        )
+        assert len(before | after) <= 1, f"{func} goes from {before} to {after}"
+        return result
+
+
+def each(rows: Any) -> Any:
+    return pytest.mark.parametrize("part", [pytest.param(part, id=part.id) for part in rows])
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A twin without values."""
+    if isinstance(value, list):
+        return [moved(item, device) for item in value]
+    return torch.empty_like(value, device=device) if isinstance(value, Tensor) else value
+
+
+def made(part: Part, device: torch.device, *, training: bool) -> tuple[Any, dict[str, Any]]:
+    """What a row makes, and its inputs, on a device; random numbers are drawn there."""
+    called = part.make()
+    if isinstance(called, nn.Module):
+        called = called._apply(lambda x: moved(x, device)).train(training)
+    inputs = {name: moved(value, device) for name, value in part.inputs().items()}
+    inputs.pop("generator", None)
+    return called, inputs
+
+
+@each(ROWS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_forward_on_cuda_reads_nothing(part, training):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        called, inputs = made(part, CUDA, training=training)
+        mode = NoHost()
+        with torch.no_grad(), mode:
+            found = leaves(called(**inputs))
+    assert mode.seen
+    assert {x.device for x in found} == {CUDA}
+
+
+@each(ROWS)
+def test_a_backward_reads_nothing(part):
+    called, inputs = made(part, torch.device("meta"), training=True)
+    asked = [*asked_for(part, inputs), *parameters_of(called)]
+    with NoHost():
+        total = total_of(leaves(called(**inputs)))
+        if not (asked and total.requires_grad):
+            return
+        gradients = torch.autograd.grad(total, asked)
+    assert [x.shape for x in gradients] == [x.shape for x in asked]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.cpu(),
+        lambda x: x + torch.zeros(3, device="cpu").to(x.device),
+    ],
+    ids=["item", "bool", "nonzero", "mask", "to-host", "from-host"],
+)
+def test_what_reads_is_found(read):
+    with FakeTensorMode():
+        x = torch.empty(3, device=CUDA)
+        with pytest.raises(AssertionError, match=r"reads values|goes from"), NoHost():
+            read(x)
