@@ -158,7 +158,9 @@ class LabelConv2d(nn.Module):
         if self.ignore_index is not None:
             codes = torch.where(ids == self.ignore_index, self.num_classes, codes)
         pad = self.kernel_size // 2
-        return F.pad(codes.to(torch.int16), (pad, pad, pad, pad), value=self.num_classes)
+        # onnxruntime pads no int16
+        dtype = torch.int64 if torch.compiler.is_exporting() else torch.int16
+        return F.pad(codes.to(dtype), (pad, pad, pad, pad), value=self.num_classes)
 
     def extra_repr(self) -> str:
         """Name the sizes."""

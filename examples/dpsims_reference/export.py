@@ -99,10 +99,9 @@ def export_generator(run: str | Path, out: Path, *, format: Format = "torch") ->
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         path = Path(folder) / out.name
-        (_write_onnx if format == "onnx" else _write_torch)(path, traced(module, trained))
-        check = _checked(
-            module, trained, (_onnx_runner if format == "onnx" else _torch_runner)(path)
-        )
+        write, runner = _WAYS[format]
+        write(path, traced(module, trained))
+        check = _checked(trained, runner(path))
         card = build_card(trained, path, format, program_inputs(trained, 1), check)
         os.replace(path, out)
     write_card(card_path(out), card)
@@ -128,14 +127,9 @@ def traced(module: ImagesOnly, trained: TrainedGenerator) -> torch.export.Export
     """The program of ``module`` for any batch."""
     inputs = program_inputs(trained, 2)
     batch = torch.export.Dim("batch", min=1)
-    shapes = {name: {0: batch} if name in inputs else None for name in _arguments(module)}
+    shapes = {name: {0: batch} for name in inputs}
     with torch.no_grad():
         return torch.export.export(module, (), inputs, dynamic_shapes=shapes)
-
-
-def _arguments(module: nn.Module) -> tuple[str, ...]:
-    code = type(module).forward.__code__
-    return code.co_varnames[1 : code.co_argcount]
 
 
 def _check_size(module: nn.Module) -> None:
