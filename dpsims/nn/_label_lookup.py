@@ -19,6 +19,9 @@ def sum_of_taps(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> 
         return _TapSum.apply(codes, table, kernel_size, stride)
     if torch.compiler.is_exporting():
         return _plain_gather(codes, table, kernel_size, stride)
+    if codes.device.type == "cpu" and table.dtype in (torch.float16, torch.bfloat16):
+        # torch's backward adds up thousands of pixels in the table's dtype here
+        return _gather(codes, table.float(), kernel_size, stride).to(table.dtype)
     return _gather(codes, table, kernel_size, stride)
 
 
