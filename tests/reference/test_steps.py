@@ -243,6 +243,9 @@ def test_latents_take_no_step_of_the_spectral_norm(batch):
 def test_compiled_networks_give_the_same_steps_and_are_traced_once(batch, monkeypatch):
     # without a step of the weights, rounding stays rounding
     config = small_config(lr=0.0, reuse_fake=False)
+    # few layers to trace
+    small = replace(config.discriminator, backbone="test_resnet")
+    config = replace(config, discriminator=small)
     eager = build(config)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
