@@ -7,6 +7,7 @@ is there, so gradients are taken on the meta device, which has no values either.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from unit_run import unit_config
+
+from dpsims_reference.config import Config
+from dpsims_reference.discriminator import build_discriminator
+from dpsims_reference.generator import build_generator
 
 ROWS = (*NN, *LOSSES, *OPS)
 CUDA = torch.device("cuda", 0)
@@ -106,6 +112,33 @@ def test_a_backward_reads_nothing(part):
             return
         gradients = torch.autograd.grad(total, asked)
     assert [x.shape for x in gradients] == [x.shape for x in asked]
+
+
+def with_oasis(config: Config) -> Config:
+    return replace(config, generator=replace(config.generator, architecture="oasis"))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    ("build", "config"),
+    [
+        pytest.param(build_generator, unit_config(), id="generator"),
+        pytest.param(build_generator, with_oasis(unit_config()), id="oasis-generator"),
+        pytest.param(build_discriminator, unit_config(), id="discriminator"),
+    ],
+)
+def test_the_reference_networks_read_nothing_on_cuda(build, config, training):
+    network = build(config).to("meta").train(training)
+    size = config.data.image_size
+    with FakeTensorMode():
+        network._apply(lambda x: empty(x, CUDA))
+        inputs = [torch.empty(2, 3, *size, device=CUDA)]
+        if build is build_generator:
+            labels = torch.empty(2, *size, dtype=torch.uint8, device=CUDA)
+            inputs = [labels, torch.empty(2, config.generator.latent_dim, device=CUDA)]
+        with torch.no_grad(), NoHost():
+            found = leaves(network(*inputs))
+    assert {x.device for x in found} == {CUDA}
 
 
 @pytest.mark.parametrize(
