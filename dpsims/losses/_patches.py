@@ -28,7 +28,11 @@ def draw_positions(
     batch, total = features.shape[0], features.shape[-2] * features.shape[-1]
     device = features.device if generator is None else generator.device
     index, parts = shard
-    drawn = torch.rand(batch * parts, total, generator=generator, device=device)
+    if generator is None:
+        # torch cannot trace `generator=None` beside a symbolic size
+        drawn = torch.rand(batch * parts, total, device=device)
+    else:
+        drawn = torch.rand(batch * parts, total, generator=generator, device=device)
     order = drawn[index::parts].argsort(dim=1)
     return order[:, :count].to(features.device)
 

@@ -35,7 +35,9 @@ def label_codes(
     codes = torch.where((ids >= 0) & (ids < num_classes), ids, num_classes + 1)
     if ignore_index is not None:
         codes = torch.where(ids == ignore_index, num_classes, codes)
-    return F.pad(codes.to(torch.int16), (padding,) * 4, value=num_classes)
+    # onnxruntime pads no int16
+    dtype = torch.int64 if torch.compiler.is_exporting() else torch.int16
+    return F.pad(codes.to(dtype), (padding,) * 4, value=num_classes)
 
 
 def autocast_like_conv(weight: Tensor) -> Tensor:
@@ -54,6 +56,11 @@ def sum_of_taps(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> 
     if codes.device.type == "cpu" and not torch.compiler.is_compiling():
         # torch's own backward is two to three times slower here
         return _TapSum.apply(codes, table, kernel_size, stride)
+    if torch.compiler.is_exporting():
+        return _plain_gather(codes, table, kernel_size, stride)
+    if codes.device.type == "cpu" and table.dtype in (torch.float16, torch.bfloat16):
+        # torch's backward adds up thousands of pixels in the table's dtype here
+        return _gather(codes, table.float(), kernel_size, stride).to(table.dtype)
     return _gather(codes, table, kernel_size, stride)
 
 
@@ -76,6 +83,15 @@ def _gather(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> Tens
     picks = torch.stack([tap.to(dtype) + rows * t for t, tap in enumerate(taps)], dim=-1)
     summed = F.embedding_bag(picks.flatten(0, 2), table.flatten(0, 1), mode="sum")
     return summed.unflatten(0, taps[0].shape)
+
+
+def _plain_gather(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """``_gather`` in operators that every exporter knows; ONNX has no ``embedding_bag``."""
+    taps = _taps(codes, kernel_size, stride)
+    hidden = F.embedding(taps[0].long(), table[0])
+    for tap, rows in zip(taps[1:], table[1:], strict=True):
+        hidden = hidden + F.embedding(tap.long(), rows)
+    return hidden
 
 
 def _scatter(codes: Tensor, grad: Tensor, rows: int, kernel_size: int, stride: int) -> Tensor:

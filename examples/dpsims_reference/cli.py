@@ -22,6 +22,7 @@ from dpsims_reference.options import (
     Diagnose,
     Evaluate,
     Experiments,
+    Export,
     Plan,
     PseudoLabels,
     Replay,
@@ -44,6 +45,7 @@ _EXPECTED = (
 _VERBS = {
     "train": Train,
     "sample": Sample,
+    "export": Export,
     "evaluate": Evaluate,
     "experiments": Experiments,
     "diagnose": Diagnose,

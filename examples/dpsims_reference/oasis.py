@@ -118,8 +118,9 @@ class OasisGenerator(ImageGenerator):
     def _check(self, labels: Tensor, latents: Tensor, noise: Tensor | None, step: int) -> None:
         owner = "OasisGenerator"
         check_tensor(owner, "labels", labels, "B H W", kind="integer")
-        if latents.shape != (len(labels), self.latent_dim):
-            shape = (len(labels), self.latent_dim)
+        # not len(labels), which would bind an exported program to one batch size
+        shape = (labels.shape[0], self.latent_dim)
+        if latents.shape != shape:
             msg = f"{owner}: latents must have shape {shape}; got {tuple(latents.shape)}"
             raise InputError(msg)
         _check_divisible(owner, "labels", labels, step)

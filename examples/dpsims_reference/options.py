@@ -86,6 +86,18 @@ class Sample:
 
 
 @dataclass
+class Export:
+    """Write a trained generator as one file for other programs: torch.export or ONNX."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run; RUN@best or RUN@STEP takes another checkpoint than the newest."""
+    out: Path
+    """The file, .pt2 or .onnx; a card of its inputs goes beside it."""
+    format: Literal["torch", "onnx"] = "torch"
+    """torch is read by torch.export.load; onnx runs without torch."""
+
+
+@dataclass
 class Evaluate:
     """Measure a trained run: FID, KID, mIoU, diversity, speed, with a card and pictures.
 

@@ -14,6 +14,7 @@ from dpsims_reference.batches import local_batch_size
 from dpsims_reference.best import BestFigure
 from dpsims_reference.checkpoints import Checkpoint, CheckpointStore
 from dpsims_reference.config import Config
+from dpsims_reference.cpu import warn_of_bfloat16
 from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.discriminator import build_discriminator
 from dpsims_reference.ema import GeneratorEMA
@@ -63,6 +64,8 @@ class Trainer:
         self.parallel = Parallel(device) if parallel is None else parallel
         self.device, self.is_first = self.parallel.device, self.parallel.rank == 0
         local_batch_size(config, self.parallel.world_size)
+        if self.is_first:
+            warn_of_bfloat16(config.optim.precision, self.device)
         self.generator = self._built("generator", lambda: build_generator(config))
         self.discriminator = self._built("discriminator", lambda: build_discriminator(config))
         self.objective = self._built("objective", lambda: Objective(config, self.discriminator))

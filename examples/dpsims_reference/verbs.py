@@ -25,6 +25,8 @@ from dpsims_reference.diagnosis_figures import write_diagnosis
 from dpsims_reference.evaluation import Evaluator
 from dpsims_reference.evaluation.command import evaluate_run
 from dpsims_reference.experiments import describe, experiment, format_experiments
+from dpsims_reference.export import export_generator
+from dpsims_reference.export_card import card_path
 from dpsims_reference.figures import plot_curves
 from dpsims_reference.logs import read_log
 from dpsims_reference.official_report import check_official
@@ -34,6 +36,7 @@ from dpsims_reference.options import (
     Diagnose,
     Evaluate,
     Experiments,
+    Export,
     Plan,
     PseudoLabels,
     Replay,
@@ -156,6 +159,14 @@ def sample(options: Sample) -> None:
     print(f"{len(written)} pictures in {options.out}")
 
 
+def export(options: Export) -> None:
+    """A trained generator in, a program with its card out."""
+    card = export_generator(options.run, options.out, format=options.format)
+    gap = card["check"]["largest_difference"]
+    print(f"{options.out}: images differ by {gap:.1e} of the largest pixel")
+    print(f"{card_path(options.out)}: inputs and outputs")
+
+
 def run_evaluation(options: Evaluate) -> None:
     """Measure a run, print the table, write the card and the pictures."""
     evaluate_run(
@@ -229,6 +240,7 @@ def demo(options: Demo) -> None:
 RUNNERS: dict[type, Callable[[Any], None]] = {
     Train: train,
     Sample: sample,
+    Export: export,
     Evaluate: run_evaluation,
     Experiments: list_experiments,
     Diagnose: diagnose,

@@ -14,6 +14,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
+from rules_calls import asked_for, leaves, moved
 from rules_part import Part
 from rules_table import PARTS, by_constructor
 from torch import Tensor, nn
@@ -30,33 +31,6 @@ LOSSES = [part for part in ROWS if part.name in vars(losses) or part.name.starts
 
 def each(rows: list[Part]) -> Any:
     return pytest.mark.parametrize("part", [pytest.param(part, id=part.id) for part in rows])
-
-
-def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """A copy on another device; floating-point tensors in another dtype too."""
-    if isinstance(value, Tensor):
-        wanted = dtype if value.is_floating_point() else None
-        return value.detach().to(device, wanted, copy=True)
-    if isinstance(value, list):
-        return [moved(item, device, dtype) for item in value]
-    return value
-
-
-def leaves(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    items = value if isinstance(value, list | tuple) else []
-    return [leaf for item in items for leaf in leaves(item)]
-
-
-def asked_for(part: Part, inputs: dict[str, Any]) -> list[Tensor]:
-    """The input tensors that a gradient flows to."""
-    names = [
-        arg.name
-        for arg in part.args
-        if arg.kind == "float" and f"gradient-{arg.name}" not in part.exceptions
-    ]
-    return [x.requires_grad_() for name in names for x in leaves(inputs[name])]
 
 
 def forward_backward(part: Part, device: torch.device, dtype: torch.dtype, cast: bool) -> Any:

@@ -486,25 +486,6 @@ def test_low_precision(dtype):
     assert flat(large, large, generator=seeded()).isfinite()
 
 
-@pytest.mark.compile
-def test_compiled_equals_eager():
-    loss = build((2,), num_conv_blocks=1)
-    fake, real = maps(2, (2,), ((4, 3),), seed=0), maps(2, (2,), ((4, 3),), seed=1)
-    queries, positives, negatives = make()
-    parameters = list(loss.parameters())
-
-    def run(fake, real):
-        return loss(fake, real), info_nce(queries, positives, negatives)
-
-    results = []
-    for function in (torch.compile(run, fullgraph=True, backend="aot_eager"), run):
-        torch.manual_seed(0)
-        module, plain = function(fake, real)
-        results.append((module, plain, *torch.autograd.grad(module, parameters)))
-    for one, other in zip(*results, strict=True):
-        assert_close64(one, other)
-
-
 @pytest.mark.parametrize(
     ("error", "parts", "position", "change"),
     [

@@ -278,29 +278,6 @@ class TestUse:
         losses = torch.func.vmap(pixel_focal_loss)(logits, labels)
         assert losses.isnan().tolist() == [False, True]
 
-    @pytest.mark.compile
-    def test_compile(self):
-        def loss(logits, labels, weights):
-            sharp = pixel_focal_loss(logits, labels, class_weights=weights)
-            return sharp + pixel_focal_loss(logits, labels, label_smoothing=0.1)
-
-        logits, labels, weights = (
-            torch.randn(2, 4, 3, 3),
-            torch.randint(4, (2, 3, 3)),
-            torch.ones(4),
-        )
-        labels[0, 0] = 255
-        expected = loss(logits.requires_grad_(), labels, weights)
-        (expected_grad,) = torch.autograd.grad(expected, logits)
-        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-        result = compiled(logits, labels, weights)
-        (grad,) = torch.autograd.grad(result, logits)
-        torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
-        torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-8)
-        labels[1, 1, 1] = 4
-        with pytest.raises(RuntimeError, match=r"labels must be in \[0, 4\)"):
-            compiled(logits, labels, weights)
-
 
 LOGITS, LABELS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.long)
 BAD = {

@@ -150,20 +150,6 @@ class TestLabelMix:
         bad = vmapped(images, images, labels).isnan()[0, 0, :, 0]
         assert bad.tolist() == [[False, False, True, True]] * 3
 
-    @pytest.mark.compile
-    def test_compile(self):
-        real, fake = torch.randn(2, 2, 3, 4, 4)
-        labels = torch.randint(CLASSES, (2, 4, 4))
-
-        def both(real, fake, labels):
-            images, mask = label_mix(real, fake, labels, num_classes=CLASSES)
-            return images, mask, label_mix_loss(images, real, fake, mask)
-
-        compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
-        images, mask, loss = compiled(real, fake, labels)
-        assert_equal(images, torch.where(mask == 1, real, fake))
-        assert loss == 0
-
 
 class TestLoss:
     @given(problems())

@@ -271,14 +271,6 @@ def test_self_attention_hands_over_what_the_fast_kernels_take(layout, monkeypatc
         assert x.untyped_storage().data_ptr() == seen[0].untyped_storage().data_ptr()
 
 
-@pytest.mark.compile
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled_equals_eager(kind):
-    module, args = make(kind), draw(kind)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert_close64(compiled(*args), module(*args))
-
-
 def bad(kind, index, change):
     args = draw(kind)
     args[index] = change(args[index])

@@ -526,22 +526,6 @@ def test_deterministic_algorithms_suffice():
     assert float(images.grad.abs().sum()) > 0
 
 
-@pytest.mark.compile
-def test_compiles_as_one_graph():
-    backbone = build("test_resnet", out_indices=(1, 2))
-    eager = copy.deepcopy(backbone)
-    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
-    images = pictures(19, 2, 3, 64, 64).requires_grad_()
-    twin = images.detach().clone().requires_grad_()
-    maps, expected = compiled.train()(images), eager.train()(twin)
-    for features, wanted in zip(maps, expected, strict=True):
-        torch.testing.assert_close(features, wanted, rtol=1e-4, atol=1e-4)
-    sum(features.pow(3).sum() for features in maps).backward()
-    sum(features.pow(3).sum() for features in expected).backward()
-    torch.testing.assert_close(images.grad, twin.grad, rtol=1e-3, atol=1e-3)
-    assert not backbone._extractor.training
-
-
 # fine-tuning
 
 

@@ -204,16 +204,6 @@ def test_meta_tensors():
     assert module(torch.empty(2, 3, 4, 5, device="meta")).shape == (2, 3, 4, 5)
 
 
-@pytest.mark.compile
-def test_compiles_as_one_graph():
-    maps = features(10, 2, 3, 4, 5, dtype=torch.float32)
-    eager, module = FeatureConditioner(3), FeatureConditioner(3)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for training in (True, False):
-        torch.testing.assert_close(compiled.train(training)(maps), eager.train(training)(maps))
-    torch.testing.assert_close(dict(module.named_buffers()), dict(eager.named_buffers()))
-
-
 # bad arguments
 
 

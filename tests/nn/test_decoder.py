@@ -284,19 +284,6 @@ def test_low_precision(dtype):
     assert (half.float() - expected).abs().max() < bound
 
 
-@pytest.mark.compile
-def test_compiled_equals_eager():
-    decoder = make()
-    images, features = inputs(SIZES)
-    images.requires_grad_()
-    results = []
-    for run in (torch.compile(decoder, fullgraph=True, backend="aot_eager"), decoder):
-        out = run(images, features)
-        results.append((out, *torch.autograd.grad(out.square().sum(), images)))
-    for compiled, eager in zip(*results, strict=True):
-        assert_close64(compiled, eager)
-
-
 @pytest.mark.parametrize(
     ("error", "parts", "change"),
     [

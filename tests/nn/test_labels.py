@@ -250,18 +250,6 @@ def test_spectral_norm_by_parametrization():
     assert conv.parametrizations.weight.original.grad.any()
 
 
-@pytest.mark.compile
-def test_compiled_equals_eager():
-    conv, labels = make(extra_channels=1), draw_labels(2, 6, 8, 5, ignored=0.2)
-    extra = draw_maps(2, 1, 6, 8)
-    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
-    outs = compiled(labels, extra), conv(labels, extra)
-    assert_close64(*outs)
-    assert_close64(*(torch.autograd.grad(x.square().sum(), conv.weight)[0] for x in outs))
-    with pytest.raises(RuntimeError, match=r"labels must be in \[0, 5\)"):
-        compiled(labels + 5, extra)
-
-
 @pytest.mark.parametrize("bad", [5, 254, -1, -256, 2**31, 2**32 + 1])
 def test_bad_id_is_named_with_its_position(bad):
     labels = draw_labels(2, 6, 8, 5)
@@ -378,13 +366,6 @@ def test_resize_up_then_down_is_the_identity_and_copies():
     same = resize_labels(labels, (5, 7))
     assert same.data_ptr() != labels.data_ptr()
     assert resize_labels(labels.to("meta"), (3, 3)).shape == (2, 3, 3)
-
-
-@pytest.mark.compile
-def test_compiled_resize_equals_eager():
-    labels = draw_labels(2, 5, 7, 9)
-    compiled = torch.compile(resize_labels, fullgraph=True, backend="aot_eager")
-    assert_equal(compiled(labels, (3, 9)), resize_labels(labels, (3, 9)))
 
 
 @pytest.mark.parametrize(

@@ -210,14 +210,6 @@ def test_layouts_dtypes_and_empty_batches():
     assert all(x[1].isnan().any() and x[0].isfinite().all() for x in mix(nan))
 
 
-@pytest.mark.compile
-def test_compiled_equals_eager():
-    mix, features = both(), maps()
-    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
-    for x, y in zip(compiled(features), mix(features), strict=True):
-        assert_close64(x, y)
-
-
 @pytest.mark.parametrize(
     ("error", "parts", "options"),
     [

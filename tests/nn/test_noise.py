@@ -147,13 +147,6 @@ def test_meta_and_half_precision_modules():
     assert half.isfinite().all()
 
 
-@pytest.mark.compile
-def test_compiled_equals_eager():
-    module, latents = mapper(), draw(2, 5, 0)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert_equal(compiled(latents), module(latents))
-
-
 @pytest.mark.parametrize(
     ("latents", "error", "parts"),
     [

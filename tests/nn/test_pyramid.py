@@ -250,13 +250,6 @@ def test_state_dict_deepcopy_and_empty_batch():
     assert [len(level) for level in pyramid(*(x[:0] for x in args))] == [0, 0, 0]
 
 
-@pytest.mark.compile
-def test_compiled_equals_eager():
-    pyramid, args = make(num_levels=2, image_size=8, attention_size=4), draw()
-    compiled = torch.compile(pyramid, fullgraph=True, backend="aot_eager")
-    assert_levels(compiled(*args), pyramid(*args))
-
-
 @pytest.mark.parametrize(
     ("height", "width", "valid"),
     [

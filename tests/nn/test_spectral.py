@@ -485,23 +485,6 @@ def test_meta_modules():
     assert fold_spectral_norm_(model)[0].weight.device.type == "meta"
 
 
-@pytest.mark.compile
-def test_compiles_whole_and_equal():
-    torch._dynamo.reset()
-    eager = spectral_normalize_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)))
-    compiled = copy.deepcopy(eager)
-    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
-    images = torch.randn(2, 3, 6, 6)
-    for _ in range(2):
-        actual, expected = run(images), eager(images)
-        assert_equal(actual, expected)
-        actual.square().sum().backward()
-        expected.square().sum().backward()
-    assert_same_vectors(compiled, vectors(eager))
-    for one, other in zip(compiled.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
-
-
 # bad inputs
 
 

@@ -13,7 +13,16 @@ from dpsims_reference.verbs import pick_device
 
 @pytest.mark.parametrize(
     "verb",
-    ["train", "sample", "evaluate", "experiments", "pseudo-labels", "check-data", "demo"],
+    [
+        "train",
+        "sample",
+        "export",
+        "evaluate",
+        "experiments",
+        "pseudo-labels",
+        "check-data",
+        "demo",
+    ],
 )
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as caught:
