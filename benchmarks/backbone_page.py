@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-BEGIN = ".. begin: tables from benchmarks/results/backbones.json\n"
-END = ".. end: tables\n"
 _COLUMNS = (
     ("family", 9),
     ("architecture", 15),
@@ -27,16 +25,25 @@ _COLUMNS = (
 
 
 def write_table(page: Path, source: Path) -> None:
-    """Replace what stands between the two marks of a page."""
+    """Replace what stands between the two marks of a report, if a page has them."""
     page.write_text(with_table(page.read_text(encoding="utf-8"), source), encoding="utf-8")
 
 
 def with_table(text: str, source: Path) -> str:
-    """A page with the tables that belong to a report."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """A page with the tables that belong to a report, between the marks that name its file."""
+    begin, end = marks(source)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        return text
     report = json.loads(source.read_text(encoding="utf-8"))
-    return f"{before}{BEGIN}\n{tables(report)}\n{END}{after}"
+    return f"{before}{begin}\n{tables(report)}\n{end}{after}"
+
+
+def marks(source: Path) -> tuple[str, str]:
+    """The comments around the tables of a report."""
+    where = f"tables from benchmarks/results/{source.name}\n"
+    return f".. begin: {where}", f".. end: {where}"
 
 
 def tables(report: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 ``python -m benchmarks.backbones`` tries what ``benchmarks/results/backbones.json`` does not hold
 yet, saves after every model, and rewrites the table. Names after the command are tried again.
+``--shortlist`` does the same for a few at 256x256, in ``backbones-256.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backbone_list import model_names
+from benchmarks.backbone_list import SHORTLIST, model_names
 from benchmarks.backbone_page import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,8 @@ def main() -> None:
     else:
         old = report
     done = {result["name"] for result in report["results"]}
-    names = options.names or [name for name in model_names() if name not in done]
+    listed = SHORTLIST.split() if options.shortlist else model_names()
+    names = options.names or [name for name in listed if name not in done]
     if names:
         check_resumable(old, report)
     started = time.monotonic()
@@ -59,17 +61,21 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", help="architectures to try again; default: the rest")
-    results = ROOT / "benchmarks" / "results"
-    parser.add_argument("--json", type=Path, default=results / "backbones.json")
+    parser.add_argument("--shortlist", action="store_true", help="a few at 256x256")
+    parser.add_argument("--json", type=Path, help="results; default: in benchmarks/results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "backbones.rst")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the images")
+    parser.add_argument("--size", type=int, help="height and width of the images; default: 64")
     parser.add_argument("--batch", type=int, default=2, help="images at once")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes; the median counts")
     parser.add_argument("--per-process", type=int, default=12, help="models in one process")
     parser.add_argument("--seconds", type=int, default=120, help="limit for one model")
     parser.add_argument("--gib", type=float, default=4, help="limit for the memory of a process")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.size = options.size or (256 if options.shortlist else 64)
+    name = "backbones-256.json" if options.shortlist else "backbones.json"
+    options.json = options.json or ROOT / "benchmarks" / "results" / name
+    return options
 
 
 def new_report(options: argparse.Namespace) -> dict[str, Any]:

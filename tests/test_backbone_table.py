@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.backbone_list import FAMILIES, model_names
-from benchmarks.backbone_page import BEGIN, END, with_table
+from benchmarks.backbone_list import FAMILIES, SHORTLIST, model_names
+from benchmarks.backbone_page import marks, with_table
 from benchmarks.backbone_trial import are_nominal
 from benchmarks.backbones import reason_of, save
 
 ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "benchmarks" / "results" / "backbones.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "backbones.rst"
 # what every result says, and of what kind; the rest only where a model works
 ALWAYS = {"name": str, "family": str, "pretrained_tags": int, "licences": dict}
@@ -65,7 +65,8 @@ def run(names, *flags, check=True):
 def folder(tmp_path_factory):
     """A run of three models, two of them in the first process."""
     folder = tmp_path_factory.mktemp("backbones")
-    (folder / "page.rst").write_text(f"Above\n\n{BEGIN}old\n{END}\nBelow\n")
+    begin, end = marks(folder / "found.json")
+    (folder / "page.rst").write_text(f"Above\n\n{begin}old\n{end}\nBelow\n")
     names = ["test_vit", "test_resnet", "levit_conv_128s"]
     done = run(names, *flags(folder), "--per-process=2")
     assert [line.split("] ")[1].split(":")[0] for line in done.stdout.splitlines()] == names
@@ -90,8 +91,10 @@ def test_three_models_and_their_page(folder):
     assert found["levit_conv_128s"]["network_size"] == [224, 224]
     assert found["levit_conv_128s"]["reductions"] == [16, 32, 64]
     page = (folder / "page.rst").read_text()
-    assert page.startswith(f"Above\n\n{BEGIN}")
-    assert page.endswith(f"{END}\nBelow\n")
+    assert page.startswith(
+        "Above\n\n.. begin: tables from benchmarks/results/found.json\n\n3 archi"
+    )
+    assert page.endswith("\n\n.. end: tables from benchmarks/results/found.json\n\nBelow\n")
     assert "old" not in page
     assert "   resnet,``test_resnet``,4 8 16 32,32 48 192 96,0.37,64x64," in page
     assert with_table(page, folder / "found.json") == page
@@ -106,7 +109,8 @@ def test_a_model_that_fails_does_not_stop_the_others(folder):
     assert [found[name]["works"] for name in names] == [True, False, True]
     reason = found["test_resnet.nope"]["reason"]
     assert reason.startswith("BackboneError: ConditionedBackbone: model must have a tag that timm")
-    page = with_table(f"{BEGIN}{END}", folder / "failed.json")
+    source = folder / "failed.json"
+    page = with_table("".join(marks(source)), source)
     assert "3 architectures of 2 families; 2 work." in page
     assert f"   resnet,``test_resnet.nope``,``{reason[:40]}" in page
 
@@ -120,13 +124,27 @@ def test_results_of_two_settings_are_not_mixed(folder):
 # the committed file and page
 
 
-def test_the_page_is_made_from_the_file():
+@pytest.mark.parametrize("name", ["backbones.json", "backbones-256.json"])
+def test_the_page_is_made_from_the_file(name):
     text = PAGE.read_text(encoding="utf-8")
-    assert with_table(text, REPORT) == text, "run: python -m benchmarks.backbones"
+    assert all(mark in text for mark in marks(RESULTS / name))
+    assert with_table(text, RESULTS / name) == text, "run: python -m benchmarks.backbones"
+
+
+def test_a_page_without_marks_stays():
+    assert with_table("text", RESULTS / "backbones.json") == "text"
+
+
+def test_the_short_list_is_measured_at_the_papers_size():
+    report = json.loads((RESULTS / "backbones-256.json").read_text())
+    assert_report(report)
+    assert report["image_size"] == 256
+    assert {result["name"] for result in report["results"]} == set(SHORTLIST.split())
+    assert all(result["works"] for result in report["results"])
 
 
 def test_the_file_holds_every_listed_architecture_of_every_family():
-    report = json.loads(REPORT.read_text())
+    report = json.loads((RESULTS / "backbones.json").read_text())
     assert_report(report)
     assert {result["name"] for result in report["results"]} == set(model_names())
     assert {result["family"] for result in report["results"]} == set(FAMILIES)
