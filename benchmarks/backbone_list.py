@@ -77,7 +77,7 @@ FAMILIES = {
         "mobilenetv3_small_050 lcnet_050 fbnetv3_b mobilenetv4_conv_small "
         "mobilenetv4_hybrid_medium"
     ),
-    "mobilenetv5": "mobilenetv5_base mobilenetv5_300m",
+    "mobilenetv5": "mobilenetv5_base",
     "mobilevit": "mobilevit_xxs mobilevitv2_050",
     "mvitv2": "mvitv2_tiny",
     "naflexvit": "naflexvit_base_patch16_gap",

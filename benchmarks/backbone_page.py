@@ -91,9 +91,8 @@ def _images(result: dict[str, Any]) -> str:
         height, width = result["resized_to"]
         why = " (``input_size``)" if "input_size" in result["options"] else ""
         return f"resized {height}x{width}{why}"
-    if result["padded_to"] > 1:
-        return f"padded {result['padded_to']}"
-    return "any"
+    kind = f"padded {result['padded_to']}" if result["padded_to"] > 1 else "any"
+    return f"{kind} from {result['minimum_size']}"
 
 
 def _table(
