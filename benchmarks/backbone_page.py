@@ -57,7 +57,7 @@ def tables(report: dict[str, Any]) -> str:
     lines = [
         f"{len(results)} architectures of {len(families)} families; {len(good)} work. timm "
         f"{report['timm']}, torch {report['torch']}, Python {report['python']}, {report['date']}; "
-        f"{report['batch']} images of {size}, float32, {threads} of a {report['processor']}.",
+        f"{report['batch']} images of {size}, float32, {threads} ({report['processor']}).",
         "",
         *_table("sortable", _COLUMNS, map(_row, good)),
     ]

@@ -53,7 +53,8 @@ def describe(name: str) -> dict[str, Any]:
     import timm
 
     tags = timm.list_pretrained(f"{name}.*")
-    licences = Counter(timm.models.get_pretrained_cfg(tag).license or "not stated" for tag in tags)
+    configs: list[Any] = [timm.models.get_pretrained_cfg(tag) for tag in tags]
+    licences = Counter(config.license or "not stated" for config in configs)
     return {
         "name": name,
         "family": timm.model_entrypoint(name).__module__.rpartition(".")[2],
@@ -150,7 +151,7 @@ def fingerprint(network: nn.Module) -> str:
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().contiguous().view(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

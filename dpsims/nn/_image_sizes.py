@@ -66,7 +66,7 @@ def _arguments(kind: type[nn.Module]) -> set[str]:
     """Names that a constructor takes, those included that it hands on to the one above it."""
     names: set[str] = set()
     for base in kind.__mro__:
-        parameters = inspect.signature(base.__init__).parameters
+        parameters = inspect.signature(base).parameters
         names |= set(parameters)
         if all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
             break

@@ -118,7 +118,7 @@ def plan_model(
         classifier = timm.create_model(name, pretrained=False)
         options, resize = size_options(classifier, config, input_size)
         network = _extractor(timm, name, options, check_input_size(input_size))
-    info = network.feature_info
+    info: Any = network.feature_info
     reductions = [int(value) for value in info.reduction(list(range(len(info))))]
     chosen = _choose_maps(name, reductions, out_indices, num_levels)
     taken = tuple(reductions[index] for index in chosen)
