@@ -36,6 +36,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"dpsims {version}"
 html_static_path = ["_static"]
+html_css_files = ["sort-tables.css"]
+html_js_files = ["sort-tables.js"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#2456a6", "color-brand-content": "#2456a6"},
     "dark_css_variables": {"color-brand-primary": "#8fb4ff", "color-brand-content": "#8fb4ff"},

@@ -14,6 +14,8 @@ from dpsims._checks import check_ints
 from dpsims.errors import BackboneError, InputError
 
 OWNER = "ConditionedBackbone"
+# what timm and torch raise for a size that does not fit
+SIZE_ERRORS = (AssertionError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def size_options(
 
     Decided by the names of the constructor's arguments and by ``fixed_input_size`` alone.
     """
-    accepted = inspect.signature(type(classifier)).parameters
+    accepted = _arguments(type(classifier))
     size, native = check_input_size(input_size), tuple(config.input_size[1:])
     if size is not None:
         if config.fixed_input_size and "img_size" in accepted:
@@ -58,6 +60,17 @@ def size_options(
     if config.fixed_input_size and "strict_img_size" in accepted:
         return {"strict_img_size": False}, None
     return {}, native if config.fixed_input_size else None
+
+
+def _arguments(kind: type[nn.Module]) -> set[str]:
+    """Names that a constructor takes, those included that it hands on to the one above it."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        parameters = inspect.signature(base).parameters
+        names |= set(parameters)
+        if all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+            break
+    return names
 
 
 def find_size_rule(
@@ -75,26 +88,47 @@ def find_size_rule(
     Returns:
         The smallest side it takes, and the smallest of 1, ``finest``, ``coarsest`` and that side
         which sizes must be padded to a multiple of. A network that takes none of these gets images
-        of its native size.
+        of its native size; so does one that cannot run without values.
     """
     network = network.eval()
+    if _needs_values(_refusal(network, minimum, minimum)):
+        return SizeRule(resize=native)
     sides = range(minimum, max(*native, minimum) + 1, max(minimum // 4, 1))
-    side = next((side for side in sides if _accepts(network, side, side)), None)
+    side = next((side for side in sides if _refusal(network, side, side) is None), None)
     if side is None:
         return SizeRule(resize=native)
     # neither whole strides nor a square, not even after padding
     height, width = 5 * side // 2 + 1, 13 * side // 4 + 3
     for multiple in sorted({1, finest, coarsest, side}):
-        if _accepts(network, height + -height % multiple, width + -width % multiple):
+        if _refusal(network, height + -height % multiple, width + -width % multiple) is None:
             return SizeRule(multiple=multiple, minimum=side)
     return SizeRule(resize=native)
 
 
+def check_takes(network: nn.Module, name: str, size: tuple[int, int]) -> None:
+    """Raise unless a network on the meta device takes images of a size, as far as it can tell."""
+    refusal = _refusal(network.eval(), *size)
+    if refusal is not None and not _needs_values(refusal):
+        raise refused_size(name, size, refusal)
+
+
+def refused_size(name: str, size: tuple[int, int], reason: Exception) -> BackboneError:
+    """The error for a size that a network cannot be built for or run with."""
+    told = f" ({reason!s:.150})" if str(reason) else ""
+    msg = f"{OWNER}: input_size must be a size that {name} takes; got {size}{told}"
+    return BackboneError(msg)
+
+
 @torch.no_grad()
-def _accepts(network: nn.Module, height: int, width: int) -> bool:
+def _refusal(network: nn.Module, height: int, width: int) -> Exception | None:
+    """What the network says against images of a size."""
     try:
         network(torch.empty(1, 3, height, width, device="meta"))
-    except (AssertionError, RuntimeError):
-        # what timm and torch raise for a size that does not fit
-        return False
-    return True
+    except SIZE_ERRORS as error:
+        return error
+    return None
+
+
+def _needs_values(error: Exception | None) -> bool:
+    """Whether an operator failed for want of values, which says nothing about sizes."""
+    return "meta tensors" in str(error).lower()

@@ -17,9 +17,12 @@ from dpsims._optional import require
 from dpsims.errors import BackboneError, DTypeError, InputError
 from dpsims.nn._image_sizes import (
     OWNER,
+    SIZE_ERRORS,
     SizeRule,
     check_input_size,
+    check_takes,
     find_size_rule,
+    refused_size,
     size_options,
 )
 
@@ -114,8 +117,8 @@ def plan_model(
     with torch.device("meta"):
         classifier = timm.create_model(name, pretrained=False)
         options, resize = size_options(classifier, config, input_size)
-        network = timm.create_model(name, pretrained=False, features_only=True, **options)
-    info = network.feature_info
+        network = _extractor(timm, name, options, check_input_size(input_size))
+    info: Any = network.feature_info
     reductions = [int(value) for value in info.reduction(list(range(len(info))))]
     chosen = _choose_maps(name, reductions, out_indices, num_levels)
     taken = tuple(reductions[index] for index in chosen)
@@ -165,6 +168,22 @@ def plan_module(
         sizes=SizeRule(resize=check_input_size(input_size)),
         classifier_names=frozenset(),
     )
+
+
+def _extractor(
+    timm: ModuleType, name: str, options: Mapping[str, Any], size: tuple[int, int] | None
+) -> nn.Module:
+    """The extractor without weights; it takes images of ``size``, if one is asked for."""
+    try:
+        network = timm.create_model(name, pretrained=False, features_only=True, **options)
+    except SIZE_ERRORS as error:
+        if size is not None:
+            raise refused_size(name, size, error) from error
+        msg = f"{OWNER}: model must offer feature maps; got {name!r} ({error!s:.150})"
+        raise BackboneError(msg) from error
+    if size is not None:
+        check_takes(network, name, size)
+    return network
 
 
 def _check_name(timm: ModuleType, name: object) -> str:

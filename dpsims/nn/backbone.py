@@ -46,10 +46,11 @@ class ConditionedBackbone(WideBuffers):
         nonlinearity: As in :class:`dpsims.nn.FeatureConditioner`.
         norm: As in :class:`dpsims.nn.FeatureConditioner`.
         frozen: ``False`` makes the network an ordinary trainable part of the module.
-        input_size: ``(height, width)`` that every image is resized to (bilinear). ``None`` does
-            the least that the network needs, found out once by running it on meta tensors: nothing
-            (ResNet, ConvNeXt, ViT, DINO, ...), zeros at the right and bottom up to whole patches
-            or strides (Swin, HRNet, DLA), or resizing to its one size (BEiT, MaxViT, MViT).
+        input_size: ``(height, width)`` that every image is resized to (bilinear), and that a
+            network of one size (BEiT, MaxViT, MViT) is built for. ``None`` does the least that the
+            network needs, found out once by running it on meta tensors: nothing (ResNet, ConvNeXt,
+            ViT, DINO, ...), zeros at the right and bottom up to whole patches or strides (Swin,
+            HRNet, DLA), or resizing to its one size.
 
     Shape:
         - images ``(B, 3, H, W)``; output: one ``(B, channels[l], h_l, w_l)`` per level, where

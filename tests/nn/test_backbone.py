@@ -118,6 +118,35 @@ def test_input_size_resizes_every_image(name):
         ]
 
 
+def test_a_network_of_one_size_is_built_for_another():
+    backbone = ConditionedBackbone("test_maxvit", pretrained=False, input_size=(64, 128))
+    assert sizes(backbone(pictures(3, 1, 3, 100, 70))) == [(16, 32), (8, 16), (4, 8), (2, 4)]
+
+
+def test_arguments_are_found_behind_those_that_a_constructor_hands_on():
+    with torch.device("meta"):
+        # its own constructor takes nothing by name
+        backbone = ConditionedBackbone("deit_tiny_distilled_patch16_224", pretrained=False)
+        maps = backbone(torch.empty(2, 3, 64, 96))
+    assert sizes(maps) == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def test_a_network_without_feature_maps_is_named(monkeypatch):
+    import timm
+
+    create = timm.create_model
+
+    def refuse(name, *, features_only=False, **options):
+        if features_only:
+            raise RuntimeError("features_only not implemented")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(BackboneError) as caught:
+        ConditionedBackbone("test_resnet", pretrained=False)
+    assert_message(caught.value, "model must offer feature maps", "'test_resnet' (features_only")
+
+
 @given(st.sampled_from(TINY), st.integers(32, 90), st.integers(32, 90))
 @settings(max_examples=20)
 def test_sizes_follow_the_strides(name, height, width):
@@ -675,10 +704,17 @@ def test_a_module_that_breaks_its_word(kind, change, parts):
         ("size-zero", "test_resnet", {"input_size": (64, 0)}, InputError, ("input_size", "0")),
         (
             "size-fixed",
-            "levit_128",
-            {"input_size": (64, 64)},
+            "efficientformer_l1",
+            {"input_size": (256, 256)},
             BackboneError,
-            ("input_size", "(224, 224)", "(64, 64)"),
+            ("input_size must be a size that efficientformer_l1 takes", "(256, 256)"),
+        ),
+        (
+            "size-not-square",
+            "nest_tiny",
+            {"input_size": (64, 96), "num_levels": 3},
+            BackboneError,
+            ("input_size must be a size that nest_tiny takes", "(64, 96) (Model only", "square"),
         ),
         ("norm", "test_resnet", {"norm": "layer"}, InputError, ("norm", "'layer'")),
         (

@@ -1,10 +1,13 @@
 """How the image sizes that a network takes are found out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from dpsims.nn._image_sizes import SizeRule, find_size_rule
+from dpsims.errors import BackboneError
+from dpsims.nn._image_sizes import SizeRule, check_takes, find_size_rule, size_options
 
 
 class Picky(nn.Module):
@@ -23,7 +26,7 @@ class Picky(nn.Module):
             raise self.error("size")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, ValueError])
 @pytest.mark.parametrize(
     ("kind", "allows", "expected"),
     [
@@ -64,3 +67,40 @@ def test_the_odd_probe_is_neither_square_nor_whole(side):
     assert height != width
     assert height % 2 or width % 2
     assert torch.Size((height, width)).numel() > side * side
+
+
+class Counting(nn.Module):
+    """Looks at values, of which the meta device has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, images):
+        self.asked += 1
+        return images[: int(images.sum())]
+
+
+def test_a_network_that_needs_values_is_asked_once_and_gets_its_native_size():
+    network = Counting()
+    rule = find_size_rule(network, (768, 768), finest=16, coarsest=16, minimum=96)
+    assert rule == SizeRule(resize=(768, 768))
+    assert network.asked == 1
+    # nobody can tell
+    check_takes(network, "counting", (96, 96))
+
+
+def test_a_size_that_the_network_refuses_is_named():
+    network = Picky(lambda h, w: h == w)
+    check_takes(network, "squares", (32, 32))
+    with pytest.raises(BackboneError) as caught:
+        check_takes(network, "squares", (32, 64))
+    assert str(caught.value).endswith("a size that squares takes; got (32, 64) (size)")
+
+
+def test_a_network_of_one_size_that_cannot_be_built_for_another():
+    config = SimpleNamespace(input_size=(3, 224, 224), fixed_input_size=True)
+    assert size_options(Counting(), config, (224, 224)) == ({}, (224, 224))
+    with pytest.raises(BackboneError) as caught:
+        size_options(Counting(), config, (64, 64))
+    assert str(caught.value).endswith("input_size must be (224, 224) for this model; got (64, 64)")

@@ -1,0 +1,49 @@
+"""Commands in the documentation are commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from dpsims_reference import cli
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ("troubleshooting", "diagnostics", "parts")
+
+
+def commands(page):
+    """What follows ``$ python -m dpsims_reference`` in a page, as lists of words."""
+    text = (DOCS / f"{page}.rst").read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"^ +\$ python -m dpsims_reference (.+)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+@pytest.mark.parametrize(
+    "words", [words for page in PAGES for words in commands(page)], ids=" ".join
+)
+def test_a_documented_command_parses(words):
+    verb, *rest = words
+    parse = cli._PARSERS.get(verb, lambda rest: tyro.cli(cli._VERBS[verb], args=rest))
+    assert isinstance(parse(rest), cli._VERBS[verb])
+
+
+def test_a_command_that_does_not_exist_is_found_out(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse_train(["--optim.no-such-option", "3"])
+    assert "no-such-option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_documented_options_are_fields_of_the_configuration(page):
+    """``objective.balanced`` in the text, ``--objective.focal-gamma`` in a command."""
+    text = (DOCS / f"{page}.rst").read_text(encoding="utf-8")
+    groups = "generator|discriminator|objective|optim|data"
+    names = re.findall(rf"``(?:--)?({groups})\.([a-z][a-z_-]+)", text)
+    assert names or page == "parts"
+    for group, name in names:
+        field = name.replace("-", "_").removeprefix("no_")
+        assert hasattr(getattr(cli.Train().config, group), field), f"{group}.{name}"
