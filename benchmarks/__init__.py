@@ -1,0 +1,1 @@
+"""How fast the parts of dpsims are beside other ways to write them; ``python -m benchmarks``."""

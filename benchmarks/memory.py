@@ -1,0 +1,55 @@
+"""Memory and operations of one call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.cases import Inputs, Run
+from dpsims_reference.planning.live import Meter
+
+
+class Use(NamedTuple):
+    """What one call needs beyond its inputs and weights; ``None`` is not known.
+
+    Attributes:
+        peak_bytes: Most bytes alive at once, results included.
+        flops: Operations of convolutions, matrix products and attention, 2 per multiply-add.
+    """
+
+    peak_bytes: int | None
+    flops: int | None
+
+
+def use_of(run: Run, inputs: Inputs, device: torch.device, *, opaque: bool) -> Use:
+    """Run once and look.
+
+    On CUDA the peak is the allocator's; on a CPU every operator's results are weighed while they
+    live, which sees nothing inside a compiled function.
+
+    Args:
+        run: What to look at.
+        inputs: Its inputs.
+        device: Where it runs.
+        opaque: Whether its operators cannot be seen.
+    """
+    flops = None
+    peak = None
+    if not opaque:
+        with Meter() as meter:
+            run(inputs)
+        flops, peak = meter.flops, meter.peak
+    if device.type == "cuda":
+        peak = _allocated(run, inputs)
+    return Use(peak, flops)
+
+
+def _allocated(run: Run, inputs: Inputs) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    outputs = run(inputs)
+    torch.cuda.synchronize()
+    del outputs
+    return torch.cuda.max_memory_allocated() - before
