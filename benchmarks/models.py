@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -90,10 +90,8 @@ DP_SIMS_TINY = Model(
     width=64,
     channels=tuple(width // 4 for width in _PAPER_CHANNELS),
 )
-SMOKE = tuple(
-    Model(f"{name} smoke", architecture, 5, 16, 16, channels=(12, 8, 6, 4), hidden=4, latent_dim=3)
-    for name, architecture in (("OASIS", "oasis"), ("DP-SIMS", "dp_sims"))
-)
+_SMOKE = Model("OASIS smoke", "oasis", 5, 16, 16, (12, 8, 6, 4), hidden=4, latent_dim=3)
+SMOKE = (_SMOKE, replace(_SMOKE, name="DP-SIMS smoke", architecture="dp_sims"))
 
 
 @torch.no_grad()

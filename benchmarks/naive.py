@@ -146,7 +146,7 @@ class _Conv(nn.Module):
     ) -> None:
         super().__init__()
         normed = hasattr(layer, "parametrizations")
-        chain = layer.parametrizations.weight if normed else None
+        chain: Any = layer.parametrizations.weight if normed else None
         weight = (chain.original if normed else layer.weight).detach()
         if normed:
             norm = chain[0]

@@ -37,7 +37,7 @@ _FLOAT, _HALF = torch.float32, torch.bfloat16
 
 def cases(place: Place) -> list[Case]:
     """The logits of the three data sets."""
-    return [_case(place, name, *sizes) for name, *sizes in _sizes(place)]
+    return [_case(place, *sizes) for sizes in _sizes(place)]
 
 
 def _sizes(place: Place) -> Iterator[tuple[str, int, int, int, int, torch.dtype]]:

@@ -68,7 +68,7 @@ def _case(place: Place, model: Model, batch: int, dtype: torch.dtype, *, compile
         # convolutions of both kinds of device are at home in channels_last, if not in float64
         nhwc = place.device.type == "cuda" and wanted != torch.float64
         layout = torch.channels_last if nhwc else torch.preserve_format
-        return network.to(place.device, wanted).to(memory_format=layout)  # type: ignore[call-overload]
+        return network.to(place.device, wanted).to(memory_format=layout)
 
     def naive(wanted: torch.dtype = dtype) -> nn.Module:
         # as published: no memory format is chosen

@@ -43,7 +43,7 @@ def cases(place: Place) -> list[Case]:
     batch = place.pick(smoke=2, cpu=1, gpu=8)
     dtypes = place.pick(smoke=(_FLOAT,), cpu=(_FLOAT,), gpu=(_HALF, _FLOAT))
     every = itertools.product(dtypes, shapes, _PASSES)
-    return [_case(place, *shape, batch, dtype, mode) for dtype, shape, mode in every]
+    return [_case(place, c, side, batch, dtype, mode) for dtype, (c, side), mode in every]
 
 
 def eager_tail(inputs: Inputs, *, training: bool) -> Tensor:

@@ -134,8 +134,8 @@ def _step_case(
 
     def dpsims(**options: Any) -> Run:
         wanted = config(**options)
-        nets = [network.to(place.device) for network in _networks(wanted)]
-        return _stepping(TrainingStep(*nets, wanted))  # type: ignore[arg-type]
+        generator, discriminator, objective = (n.to(place.device) for n in _networks(wanted))
+        return _stepping(TrainingStep(generator, discriminator, objective, wanted))
 
     def true(same_fakes: bool, drawn: Inputs) -> Outputs:
         return naive(torch.float64, same_fakes)(wide(drawn))
