@@ -65,12 +65,15 @@ class Variant:
         reference: The variant's own true result, where it computes another function than the case.
         opaque: Whether its operators cannot be seen one by one, as behind ``torch.compile``: its
             operations are not counted, and on a CPU neither is its memory.
+        optional: Whether the library may refuse it here: an ``InputError`` then is the reason why
+            it is not available.
     """
 
     name: str
     build: Callable[[], Run]
     reference: Run | None = None
     opaque: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)

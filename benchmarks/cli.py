@@ -78,9 +78,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_gate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate", action="store_true", help="fail below the ratios that must hold")
-    parser.add_argument(
-        "--compare", type=Path, metavar="OLD.json", help="fail where it was faster"
-    )
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="fail where slower")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """Other projects' own generators and losses, from a checkout that the user names.
 
-Nothing of theirs is copied here: their modules are imported from the given folder, built with the
-sizes of the case and timed beside ours. A peer keeps its own random weights, so it is compared with
-itself in float64.
+Nothing of theirs is copied here: their modules are imported from the given folder, built with
+the sizes of the case and timed beside ours. A peer keeps its own random weights, so it is compared
+with itself in float64.
 """
 
 from __future__ import annotations

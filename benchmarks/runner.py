@@ -32,6 +32,7 @@ from benchmarks.measure import (
 )
 from benchmarks.memory import use_of
 from benchmarks.results import ROOT, CaseResult, RunResult, VariantResult, save
+from dpsims.errors import InputError
 
 _WALL_ROUNDS = 10
 _NEEDS_CUDA = "needs a CUDA device"
@@ -164,7 +165,9 @@ def _check(
     except UnavailableError as reason:
         return VariantResult(variant.name, "not available", str(reason)), None
     except failures() as reason:
-        return VariantResult(variant.name, "failed", _in_short(reason)), None
+        refused = variant.optional and isinstance(reason, InputError)
+        status = "not available" if refused else "failed"
+        return VariantResult(variant.name, status, _in_short(reason)), None
     if not error <= tolerance:
         text = f"relative error {error:.2e}, allowed {tolerance:.0e}"
         # JSON has no infinity
