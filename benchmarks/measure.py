@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -183,6 +184,7 @@ def relative_error(outputs: Sequence[Any], expected: Sequence[Any]) -> float:
         norm, peak = (float(x) for x in (true.norm(), true.abs().max()))
         for error, scale in ((float(gap.norm()), norm), (float(gap.abs().max()), peak)):
             share = error / scale if scale else error
-            # not max(): it would drop a NaN
-            worst = share if not share <= worst else worst
+            if math.isnan(share):
+                return share
+            worst = max(worst, share)
     return worst

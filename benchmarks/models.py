@@ -51,13 +51,14 @@ class Model:
         awaken(generator)
         return generator.eval()
 
-    def _new(self) -> ImageGenerator:
+    def _new(self, *, spectral_norm: bool = True) -> ImageGenerator:
         if self.architecture == "oasis":
             return OasisGenerator(
                 self.num_classes,
                 channels=self.channels,
                 latent_dim=self.latent_dim,
                 spade_hidden=self.hidden,
+                spectral_norm=spectral_norm,
             )
         # tiny ones get a narrower pyramid and tokens too
         narrow = self.height < 128
@@ -70,6 +71,7 @@ class Model:
             latent_dim=self.latent_dim,
             token_dim=64 if narrow else 256,
             spade_hidden=self.hidden,
+            spectral_norm=spectral_norm,
         )
 
 
@@ -105,6 +107,14 @@ def awaken(module: nn.Module) -> None:
         gate = getattr(part, "gate", None)
         if isinstance(gate, nn.Parameter):
             gate.fill_(0.5)
+
+
+@functools.cache
+def num_weights(model: Model) -> int:
+    """Number of parameters, from shapes alone."""
+    with torch.device("meta"):
+        network = model._new(spectral_norm=False)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @functools.lru_cache(maxsize=1)

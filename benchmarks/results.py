@@ -209,6 +209,8 @@ def _versions() -> dict[str, str]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "none"
+    # with the build that was installed
+    versions["torch"] = torch.__version__
     versions["cuda"] = torch.version.cuda or "none"
     versions["cudnn"] = str(torch.backends.cudnn.version() or "none")
     return versions

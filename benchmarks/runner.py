@@ -165,9 +165,9 @@ def _check(
     except UnavailableError as reason:
         return VariantResult(variant.name, "not available", str(reason)), None
     except failures() as reason:
-        refused = variant.optional and isinstance(reason, InputError)
-        status = "not available" if refused else "failed"
-        return VariantResult(variant.name, status, _in_short(reason)), None
+        if variant.optional and isinstance(reason, InputError):
+            return VariantResult(variant.name, "not available", str(reason)), None
+        return VariantResult(variant.name, "failed", _in_short(reason)), None
     if not error <= tolerance:
         text = f"relative error {error:.2e}, allowed {tolerance:.0e}"
         # JSON has no infinity

@@ -34,6 +34,7 @@ from benchmarks.models import (
     SMOKE,
     Model,
     built,
+    num_weights,
 )
 from benchmarks.naive import naive_generator
 from dpsims.nn import fold_spectral_norm_
@@ -154,6 +155,5 @@ def _free_lunches(model: Model, placed: Callable[[nn.Module], nn.Module]) -> nn.
 
 def _least_bytes(model: Model, batch: int, dtype: torch.dtype) -> int:
     """Labels and weights read once, images written once."""
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in model._new().parameters())
-    return (weights + 3 * batch * model.height * model.width) * dtype.itemsize
+    numbers = num_weights(model) + 3 * batch * model.height * model.width
+    return numbers * dtype.itemsize

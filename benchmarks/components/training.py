@@ -48,7 +48,7 @@ _TERMS = ("d_real", "d_fake", "g_pixel")
 def cases(place: Place) -> list[Case]:
     """OASIS's two networks, with the pixel loss alone."""
     small = {"channels": (256, 256, 256, 128, 64, 32, 16), "oasis_channels": 16}
-    tiny = {"channels": (8, 8, 8, 8, 8, 4, 4), "oasis_channels": 2}
+    tiny = {"channels": (8, 8, 8, 8, 8, 4, 4), "spade_hidden": 4, "oasis_channels": 2}
     sizes = place.pick(
         smoke=[(tiny, 5, 64, 2)],
         cpu=[(small, 151, 64, 2)],
@@ -175,7 +175,7 @@ def _step_case(
 def _config(
     sizes: dict[str, Any], num_classes: int, side: int, batch: int, **options: Any
 ) -> Config:
-    generator = {"channels": sizes["channels"]} if "channels" in sizes else {}
+    generator = {n: v for n, v in sizes.items() if n != "oasis_channels"}
     discriminator = {n: v for n, v in sizes.items() if n == "oasis_channels"}
     optim = {"precision": "float32", **options}
     return Config(
