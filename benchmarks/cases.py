@@ -67,6 +67,7 @@ class Variant:
             operations are not counted, and on a CPU neither is its memory.
         optional: Whether the library may refuse it here: an ``InputError`` then is the reason why
             it is not available.
+        consumes: Whether it overwrites its inputs: it gets copies, which count as inputs.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Variant:
     reference: Run | None = None
     opaque: bool = False
     optional: bool = False
+    consumes: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,11 @@ def with_gradients(
         return (result.detach(), *gradients)
 
     return run
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """Copies, for a variant that overwrites them."""
+    return {name: value.clone() for name, value in inputs.items()}
 
 
 def wide(inputs: Inputs) -> Inputs:

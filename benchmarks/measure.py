@@ -6,12 +6,12 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from benchmarks.cases import Inputs, Run
+from benchmarks.cases import Inputs, Run, copied
 from dpsims.errors import InputError
 
 # more than the second-level cache of any GPU of today
@@ -102,6 +102,7 @@ def interleave(
     rounds: int,
     budget: float,
     least: int = _LEAST_ROUNDS,
+    consuming: Collection[str] = (),
 ) -> dict[str, list[float]]:
     """Time every variant once a round, starting each round with another one.
 
@@ -112,6 +113,7 @@ def interleave(
         rounds: Most rounds.
         budget: Seconds of wall time after which no further round starts, once there are ``least``.
         least: Rounds that are run whatever they take.
+        consuming: Names of those that overwrite their inputs, and so get copies.
 
     Returns:
         Seconds by name, one entry a round, so that entries of one index can be divided.
@@ -129,7 +131,8 @@ def interleave(
             inputs = draw(index + 1)
             turn = index % max(len(names), 1)
             for name in names[turn:] + names[:turn]:
-                samples[name].append(clock.seconds(runs[name], inputs))
+                own = copied(inputs) if name in consuming else inputs
+                samples[name].append(clock.seconds(runs[name], own))
     finally:
         if collecting:
             gc.enable()

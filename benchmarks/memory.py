@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.cases import Inputs, Run
+from benchmarks.cases import Inputs, Run, copied
 from dpsims_reference.planning.live import Meter
 
 
@@ -22,7 +22,9 @@ class Use(NamedTuple):
     flops: int | None
 
 
-def use_of(run: Run, inputs: Inputs, device: torch.device, *, opaque: bool) -> Use:
+def use_of(
+    run: Run, inputs: Inputs, device: torch.device, *, opaque: bool, consumes: bool = False
+) -> Use:
     """Run once and look.
 
     On CUDA the peak is the allocator's; on a CPU every operator's results are weighed while they
@@ -33,15 +35,17 @@ def use_of(run: Run, inputs: Inputs, device: torch.device, *, opaque: bool) -> U
         inputs: Its inputs.
         device: Where it runs.
         opaque: Whether its operators cannot be seen.
+        consumes: Whether it overwrites its inputs.
     """
     flops = None
     peak = None
     if not opaque:
+        own = copied(inputs) if consumes else inputs
         with Meter() as meter:
-            run(inputs)
+            run(own)
         flops, peak = meter.flops, meter.peak
     if device.type == "cuda":
-        peak = _allocated(run, inputs)
+        peak = _allocated(run, copied(inputs) if consumes else inputs)
     return Use(peak, flops)
 
 

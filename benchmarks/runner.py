@@ -18,6 +18,7 @@ from benchmarks.cases import (
     Run,
     UnavailableError,
     Variant,
+    copied,
     random_generator,
 )
 from benchmarks.ceilings import floor_seconds, measure_ceilings
@@ -104,14 +105,22 @@ def run_case(case: Case, place: Place, clock: Clock, plan: Plan) -> CaseResult:
     variants, runs = _checked(case, inputs, place)
     for variant, result in zip(case.variants, variants, strict=True):
         if result.name in runs:
-            use = use_of(runs[result.name], inputs, place.device, opaque=variant.opaque)
-            result.peak_bytes, result.flops = use
+            result.peak_bytes, result.flops = use_of(
+                runs[result.name],
+                inputs,
+                place.device,
+                opaque=variant.opaque,
+                consumes=variant.consumes,
+            )
     del inputs
     budget = case.budget * plan.budget
-    samples = interleave(runs, draw, clock, rounds=plan.rounds, budget=budget)
+    own = {variant.name for variant in case.variants if variant.consumes}
+    samples = interleave(runs, draw, clock, rounds=plan.rounds, budget=budget, consuming=own)
     walls: dict[str, list[float]] = {}
     if case.wall and place.device.type == "cuda":
-        walls = interleave(runs, draw, WallClock(), rounds=_WALL_ROUNDS, budget=budget)
+        walls = interleave(
+            runs, draw, WallClock(), rounds=_WALL_ROUNDS, budget=budget, consuming=own
+        )
     for result in variants:
         result.seconds = samples.get(result.name, [])
         result.wall_seconds = walls.get(result.name, [])
@@ -161,7 +170,7 @@ def _check(
             expected = variant.reference(inputs)
         run = variant.build()
         _poison(expected, place.device)
-        error = relative_error(run(inputs), expected)
+        error = relative_error(run(copied(inputs) if variant.consumes else inputs), expected)
     except UnavailableError as reason:
         return VariantResult(variant.name, "not available", str(reason)), None
     except failures() as reason:

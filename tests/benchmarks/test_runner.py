@@ -101,6 +101,15 @@ def test_a_variant_may_have_a_truth_of_its_own(tmp_path):
     assert results_of(doubling_case("case", other), tmp_path)["triple"].status == "ok"
 
 
+def test_a_variant_that_overwrites_its_inputs_harms_no_other(tmp_path):
+    eater = Variant("eater", lambda: lambda inputs: (inputs["x"].mul_(2),), consumes=True)
+    case = doubling_case("case", eater, Variant("late", lambda: plain(lambda i: i["x"] + i["x"])))
+    found = results_of(case, tmp_path)
+    assert {variant.status for variant in found.values()} == {"ok"}
+    # what is written in place needs no memory
+    assert found["eater"].peak_bytes == 0
+
+
 def test_every_case_is_saved_before_the_next_one_starts(tmp_path):
     plan = plan_for(tmp_path)
     seen = []
