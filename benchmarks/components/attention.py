@@ -80,10 +80,14 @@ def _case(
     variants = [
         Variant("eager", lambda: make("reference", _same)),
         Variant("sdpa", lambda: make("sdpa", _same)),
+        *([Variant("folded", lambda: make("folded", _same))] if kind == "cross" else []),
         Variant("fused", lambda: make("fused", _same), opaque=True, optional=True),
     ]
     if compiled:
         variants.append(Variant("compile", lambda: make("sdpa", traced), opaque=True))
+    if compiled and kind == "cross":
+        build = functools.partial(make, "folded", traced)
+        variants.append(Variant("compile folded", build, opaque=True))
     if batch == 1 and place.profile == "gpu":
         for impl in ("sdpa", "fused"):
             build = functools.partial(_graphed, make, impl, inputs)

@@ -101,10 +101,12 @@ def _variants(place: Place) -> list[Variant]:
         Variant("one-hot", lambda: _run(_widened(one_hot_focal))),
         Variant("oasis loss", lambda: _run(_widened(balanced_cross_entropy)), own),
         Variant("gathered", lambda: _run(_widened(gathered_focal))),
+        Variant("closed form", lambda: _run(_dpsims("closed_form"))),
         Variant("dpsims", lambda: _run(_dpsims("auto"))),
+        Variant("in place", lambda: _run(_in_place), consumes=True, optional=True),
         Variant("compile gathered", lambda: _run(traced(_widened(gathered_focal))), opaque=True),
         Variant("compile dpsims", lambda: _run(traced(_dpsims("auto"))), opaque=True),
-        Variant("fused", lambda: _run(_dpsims("fused")), opaque=True, optional=True),
+        Variant("fused", lambda: _run(_dpsims("fused")), optional=True),
     ]
     return variants + [
         Variant(f"peer {name}", peer.loss, peer.true_loss) for name, peer in place.peers.items()
@@ -130,6 +132,13 @@ def _widened(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _reference(loss: Callable[..., Tensor], inputs: Inputs) -> Outputs:
     return _run(loss)(wide(inputs))
+
+
+def _in_place(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """The gradient over the logits: behind a view, for those of a discriminator are no leaf."""
+    return pixel_focal_loss(
+        logits.view_as(logits), labels, class_weights=weights, impl="fused", inplace=True
+    )
 
 
 def _dpsims(impl: str) -> Callable[..., Tensor]:

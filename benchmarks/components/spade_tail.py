@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ from benchmarks.cases import (
 )
 from dpsims.nn.norm import BatchNorm2d
 from dpsims.nn.spade import spade_modulate
+from dpsims.ops.spade_tail.api import spade_tail
 
 _SLOPE, _EPS = 0.2, 1e-5
 _FLOAT, _HALF = torch.float32, torch.bfloat16
@@ -58,15 +60,38 @@ def eager_tail(inputs: Inputs, *, training: bool) -> Tensor:
 
 
 def _dpsims_tail(channels: int, device: torch.device, *, training: bool) -> Callable[..., Tensor]:
-    norm = BatchNorm2d(channels, affine=False, eps=_EPS).to(device).train(training)
+    norm = _norm(channels, device, training=training)
 
     def tail(inputs: Inputs) -> Tensor:
-        if not training:
-            norm.running_mean, norm.running_var = inputs["mean"], inputs["var"]
+        _set_statistics(norm, inputs)
         gamma, beta = inputs["modulation"].chunk(2, 1)
         return F.leaky_relu(spade_modulate(norm(inputs["features"]), gamma, beta), _SLOPE)
 
     return tail
+
+
+def _kernel_tail(
+    channels: int, device: torch.device, impl: str, *, training: bool
+) -> Callable[..., Tensor]:
+    norm = _norm(channels, device, training=training)
+
+    def tail(inputs: Inputs) -> Tensor:
+        _set_statistics(norm, inputs)
+        statistics = norm.statistics(inputs["features"])
+        return spade_tail(
+            inputs["features"], inputs["modulation"], statistics, slope=_SLOPE, impl=impl
+        )
+
+    return tail
+
+
+def _norm(channels: int, device: torch.device, *, training: bool) -> BatchNorm2d:
+    return BatchNorm2d(channels, affine=False, eps=_EPS).to(device).train(training)
+
+
+def _set_statistics(norm: BatchNorm2d, inputs: Inputs) -> None:
+    if not norm.training:
+        norm.running_mean, norm.running_var = inputs["mean"], inputs["var"]
 
 
 def _case(
@@ -96,6 +121,9 @@ def _case(
     def dpsims() -> Run:
         return run(_dpsims_tail(channels, place.device, training=training))
 
+    def kernel(impl: str) -> Run:
+        return run(_kernel_tail(channels, place.device, impl, training=training))
+
     def reference(drawn: Inputs) -> Outputs:
         return run(eager)(wide(drawn))
 
@@ -108,6 +136,10 @@ def _case(
         variants=[
             Variant("eager", lambda: run(eager)),
             Variant("dpsims", dpsims),
+            *(
+                Variant(impl.replace("_", " "), functools.partial(kernel, impl), optional=True)
+                for impl in ("closed_form", "fused")
+            ),
             Variant("compile", lambda: run(traced(eager)), opaque=True),
         ],
         reference=reference,
