@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import weakref
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from benchmarks.cases import Inputs, Run, copied
 from dpsims_reference.planning.live import Meter
@@ -41,12 +44,31 @@ def use_of(
     peak = None
     if not opaque:
         own = copied(inputs) if consumes else inputs
-        with Meter() as meter:
+        with _Extra() as meter:
             run(own)
         flops, peak = meter.flops, meter.peak
     if device.type == "cuda":
         peak = _allocated(run, copied(inputs) if consumes else inputs)
     return Use(peak, flops)
+
+
+class _Extra(Meter):
+    """Counts what is made, and not what an operator is given and writes to."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tree_map_only(Tensor, self._was_there, (args, kwargs))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _was_there(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            self._known.add(key)
+            # a later storage may get the same key
+            weakref.finalize(storage, self._known.discard, key)
+        return tensor
 
 
 def _allocated(run: Run, inputs: Inputs) -> int:

@@ -173,6 +173,17 @@ def test_memory_and_operations_of_a_product_are_exact():
     assert use.peak_bytes == 4 * (15 + 15 + 1)
 
 
+def test_weights_that_a_step_writes_to_are_not_its_memory():
+    weight = torch.ones(1000)
+
+    def run(inputs):
+        weight.add_(inputs["x"])
+        return (weight[:3],)
+
+    use = use_of(run, {"x": torch.ones(1000)}, torch.device("cpu"), opaque=False)
+    assert use.peak_bytes == 0
+
+
 def test_what_cannot_be_seen_is_not_guessed():
     use = use_of(lambda inputs: (), {}, torch.device("cpu"), opaque=True)
     assert use == (None, None)
