@@ -41,7 +41,7 @@ GATES = (
         "focal loss",
         "focal",
         "ade20k",
-        ("dpsims", "compile dpsims", "compile gathered", "fused"),
+        ("dpsims", "compile dpsims", "in place", "fused"),
         10.0,
         memory=1.1,
     ),

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from benchmarks.ceilings import floor_seconds
 from benchmarks.gates import median_of
 from benchmarks.results import CaseResult, RunResult, VariantResult
 
@@ -20,6 +21,8 @@ _THEMES = {
 # Okabe and Ito's colours without black: distinct without red-green vision, on white and on black
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#b8a800", "#999999")
 _MARKERS = "osD^vPX*"
+# a text beside a point, in points of type
+_NEAR: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 Drawer = Callable[[Any, RunResult, dict[str, str]], bool]
 
 
@@ -70,28 +73,66 @@ def _style(colours: dict[str, str]) -> Any:
 
 
 def _roofline(figure: Any, run: RunResult, colours: dict[str, str]) -> bool:
-    """Operations per second by operations per byte, under the two roofs; fastest variants."""
-    cases = [case for case in run.cases if case.flops and case.bytes and _fastest(case)]
+    """Shares of the ceilings, and the roofline of the cases that multiply."""
+    cases = [case for case in run.cases if (case.flops or case.bytes) and _fastest(case)]
     if not cases:
         return False
-    axes = figure.subplots()
-    unit = max((case.unit for case in cases), key=lambda u: run.ceilings(cases[0]).get(u, 0))
-    ceilings = run.ceilings(cases[0])
+    shares, roof = figure.subplots(1, 2, width_ratios=(2, 3))
+    _draw_shares(shares, run, cases, colours)
+    _draw_roof(roof, run, [case for case in cases if case.flops and case.bytes], colours)
+    return True
+
+
+def _draw_shares(
+    axes: Any, run: RunResult, cases: list[CaseResult], colours: dict[str, str]
+) -> None:
+    """A ring for every case's baseline and a mark for its fastest variant."""
+    components = list(dict.fromkeys(case.component for case in cases))[::-1]
+    for row, component in enumerate(components):
+        for case in cases:
+            baseline, fastest = case.variant(case.baseline), _fastest(case)
+            if case.component != component or baseline is None or fastest is None:
+                continue
+            floor = floor_seconds(case.flops, case.bytes, case.unit, run.ceilings(case))
+            if baseline.seconds:
+                share = 100 * floor / median_of(baseline)
+                axes.plot(share, row - 0.14, "o", mfc="none", mec=colours["ink"], markersize=4)
+            share = 100 * floor / median_of(fastest)
+            axes.plot(share, row + 0.14, "o", color=_COLOURS[-1 - row % 8], markersize=5)
+    axes.set_xscale("log")
+    axes.axvline(100, color=colours["ink"], linewidth=1.2)
+    axes.set_yticks(range(len(components)), components)
+    axes.set_ylim(-0.6, len(components) - 0.4)
+    low = axes.get_xlim()[0]
+    ticks = [tick for tick in (0.01, 0.1, 1, 10, 100) if tick >= low]
+    axes.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
+    axes.set_title("Share of the ceiling: ○ baseline, ● fastest", loc="left")
+
+
+def _draw_roof(
+    axes: Any, run: RunResult, cases: list[CaseResult], colours: dict[str, str]
+) -> None:
+    """Operations per second by operations per byte, under the roof of every unit."""
+    axes.set_title("Fastest variants under the measured roofs", loc="left")
+    axes.set_xlabel("operations per byte that must move")
+    axes.set_ylabel("GFLOP/s")
+    if not cases:
+        return
     intensities = [case.flops / case.bytes for case in cases]
-    ends = min(intensities) / 2, max(*intensities, ceilings[unit] / ceilings["copy"]) * 2
+    ceilings = run.ceilings(cases[0])
+    ends = min(intensities) / 2, 2 * max(intensities)
     steps = [ends[0] * (ends[1] / ends[0]) ** (i / 200) for i in range(201)]
-    roof = [min(ceilings[unit], ceilings["copy"] * x) / 1e9 for x in steps]
-    axes.loglog(steps, roof, color=colours["ink"], linewidth=1.2, label=f"copy, {unit} product")
+    for unit in dict.fromkeys(case.unit for case in cases):
+        rate = ceilings.get(unit, ceilings["float32"])
+        roof = [min(rate, ceilings["copy"] * step) / 1e9 for step in steps]
+        axes.loglog(steps, roof, color=colours["ink"], linewidth=1.2)
+        axes.annotate(f"copy, {unit} product", (ends[1], roof[-1]), (0, 4), ha="right", **_NEAR)
     for number, component in enumerate(dict.fromkeys(case.component for case in cases)):
         own = [case for case in cases if case.component == component]
         x = [case.flops / case.bytes for case in own]
         y = [case.flops / _seconds(case) / 1e9 for case in own]
         axes.plot(x, y, _MARKERS[number], color=_COLOURS[number], label=component, markersize=5)
-    axes.set_xlabel("operations per byte that must move")
-    axes.set_ylabel("GFLOP/s")
-    axes.set_title("Fastest variant of every case under the measured ceilings", loc="left")
-    axes.legend(loc="lower right")
-    return True
+    axes.legend(loc="best")
 
 
 def _latency(figure: Any, run: RunResult, colours: dict[str, str]) -> bool:  # noqa: ARG001
