@@ -42,6 +42,9 @@ from dpsims_reference.steps import TrainingStep
 # Adam's first step has the length of its rate whatever the gradient, so rounding decides the sign
 # where a gradient is nearly 0; what G's half sees of D then differs in the third digit
 _STEP_TOLERANCE = 1e-2
+# a LeakyReLU whose input rounds to the other side of 0 changes a gradient by up to its slope: the
+# worst pixel of the images' gradient differs from float64's by some 3e-3, whoever computes it
+_GRADIENT_TOLERANCE = 2e-2
 _TERMS = ("d_real", "d_fake", "g_pixel")
 
 
@@ -98,7 +101,7 @@ def _phase_case(place: Place, channels: int, num_classes: int, side: int, batch:
             Variant("frozen D", lambda: run(pixel_focal_loss, True)),
         ],
         reference=reference,
-        tolerance=place.tolerance(torch.float32),
+        tolerance=_GRADIENT_TOLERANCE,
         baseline="all gradients",
         axes={"part": "G through D", "side": side, "batch": batch, "dtype": "fp32"},
         unit=place.unit(torch.float32),
