@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Inputs = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]
@@ -168,6 +167,11 @@ def with_gradients(
     return run
 
 
+def short(dtype: torch.dtype) -> str:
+    """``"bf16"`` or ``"fp32"``."""
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
+
+
 def copied(inputs: Inputs) -> Inputs:
     """Copies, for a variant that overwrites them."""
     return {name: value.clone() for name, value in inputs.items()}
@@ -176,11 +180,6 @@ def copied(inputs: Inputs) -> Inputs:
 def wide(inputs: Inputs) -> Inputs:
     """The inputs in float64, integers as they are."""
     return {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
-
-
-def wide_copy(module: nn.Module) -> nn.Module:
-    """A float64 copy of a module."""
-    return copy.deepcopy(module).double()
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:

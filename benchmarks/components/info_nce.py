@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from benchmarks.cases import (
     Case,
     Inputs,
-    Outputs,
     Place,
     Run,
     Variant,
@@ -33,38 +33,17 @@ def cases(place: Place) -> list[Case]:
 
 def _case(place: Place, batch: int) -> Case:
     patches, dim = place.pick(smoke=(5, 4), cpu=(128, 256), gpu=(128, 256))
-
-    def inputs(rng: torch.Generator) -> Inputs:
-        shape = (batch, patches, dim)
-        return {
-            f"{kind}{level}": normal(rng, *shape)
-            for kind in ("query", "positive")
-            for level in range(_LEVELS)
-        }
-
-    names = [f"query{level}" for level in range(_LEVELS)]
-
-    def run(loss: Callable[..., Tensor]) -> Run:
-        def function(drawn: Inputs) -> Tensor:
-            levels = [(drawn[f"query{i}"], drawn[f"positive{i}"]) for i in range(_LEVELS)]
-            return loss(levels, _TEMPERATURE)
-
-        return with_gradients(function, names)
-
-    def reference(drawn: Inputs) -> Outputs:
-        return run(looped_nce)(wide(drawn))
-
     return Case(
         component="info_nce",
         name=f"{_LEVELS}x{patches}x{dim} b{batch} fp32 forward+backward",
-        inputs=inputs,
+        inputs=functools.partial(_inputs, (batch, patches, dim)),
         variants=[
-            Variant("loop", lambda: run(looped_nce)),
-            Variant("dpsims", lambda: run(_by_level)),
-            Variant("stacked", lambda: run(_stacked)),
-            Variant("compile stacked", lambda: run(traced(_stacked)), opaque=True),
+            Variant("loop", lambda: _run(looped_nce)),
+            Variant("dpsims", lambda: _run(_by_level)),
+            Variant("stacked", lambda: _run(_stacked)),
+            Variant("compile stacked", lambda: _run(traced(_stacked)), opaque=True),
         ],
-        reference=reference,
+        reference=lambda drawn: _run(looped_nce)(wide(drawn)),
         tolerance=place.tolerance(torch.float32),
         baseline="loop",
         axes={"batch": batch, "patches": patches, "dim": dim, "dtype": "fp32"},
@@ -74,6 +53,19 @@ def _case(place: Place, batch: int) -> Case:
         budget=4.0 if place.profile == "cpu" else 1.5,
         wall=batch == 1,
     )
+
+
+def _inputs(shape: tuple[int, int, int], rng: torch.Generator) -> Inputs:
+    names = [f"{kind}{i}" for kind in ("query", "positive") for i in range(_LEVELS)]
+    return {name: normal(rng, *shape) for name in names}
+
+
+def _run(loss: Callable[..., Tensor]) -> Run:
+    def function(drawn: Inputs) -> Tensor:
+        levels = [(drawn[f"query{i}"], drawn[f"positive{i}"]) for i in range(_LEVELS)]
+        return loss(levels, _TEMPERATURE)
+
+    return with_gradients(function, [f"query{i}" for i in range(_LEVELS)])
 
 
 def _by_level(levels: list[tuple[Tensor, Tensor]], temperature: float) -> Tensor:

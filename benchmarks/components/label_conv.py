@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,9 @@ from benchmarks.cases import (
     normal,
     plain,
     random_generator,
+    short,
     traced,
+    wide,
     with_gradients,
 )
 from benchmarks.naive import one_hot
@@ -35,77 +39,94 @@ def cases(place: Place) -> list[Case]:
     widths = place.pick(smoke=(3,), cpu=(64,), gpu=(64, 128))
     dtypes = place.pick(smoke=(_FLOAT,), cpu=(_FLOAT,), gpu=(_HALF, _FLOAT))
     every = itertools.product(dtypes, classes, widths, (False, True))
-    return [_case(place, *options) for options in every]
+    return [_Setting(place, *options).case() for options in every]
 
 
-def _case(place: Place, dtype: torch.dtype, num_classes: int, width: int, backward: bool) -> Case:
-    side = place.pick(smoke=6, cpu=128, gpu=256)
-    batch = place.pick(smoke=2, cpu=1, gpu=8)
+@dataclass(frozen=True)
+class _Setting:
+    """One layer."""
 
-    def inputs(rng: torch.Generator) -> Inputs:
-        drawn = {"labels": label_map(rng, num_classes, batch, side, side)}
-        if backward:
-            drawn["upstream"] = normal(rng, batch, width, side, side, dtype=dtype)
+    place: Place
+    dtype: torch.dtype
+    num_classes: int
+    width: int
+    backward: bool
+
+    @property
+    def side(self) -> int:
+        found: int = self.place.pick(smoke=6, cpu=128, gpu=256)
+        return found
+
+    @property
+    def batch(self) -> int:
+        found: int = self.place.pick(smoke=2, cpu=1, gpu=8)
+        return found
+
+    def case(self) -> Case:
+        direction = "forward+backward" if self.backward else "forward"
+        sizes = f"K{self.num_classes} to {self.width} {self.side}x{self.side} b{self.batch}"
+        pixels = self.batch * self.side**2
+        return Case(
+            component="label_conv",
+            name=f"{sizes} {short(self.dtype)} {direction}",
+            inputs=self.inputs,
+            variants=[
+                Variant("one-hot", lambda: self._dense(self.dtype)),
+                Variant("dpsims", self._lookup),
+                Variant("compile", lambda: self._lookup(traced), opaque=True),
+            ],
+            reference=self.reference,
+            tolerance=self.place.tolerance(self.dtype),
+            baseline="one-hot",
+            axes={
+                "classes": self.num_classes,
+                "width": self.width,
+                "side": self.side,
+                "batch": self.batch,
+                "dtype": short(self.dtype),
+                "pass": direction,
+            },
+            unit=self.place.unit(self.dtype),
+            # labels in, maps out; backward reads labels and the gradient of the maps
+            bytes=(2 if self.backward else 1) * pixels * (1 + self.width * self.dtype.itemsize),
+            budget=6.0 if self.place.profile == "cpu" else 1.5,
+        )
+
+    def inputs(self, rng: torch.Generator) -> Inputs:
+        drawn = {"labels": label_map(rng, self.num_classes, self.batch, self.side, self.side)}
+        if self.backward:
+            shape = (self.batch, self.width, self.side, self.side)
+            drawn["upstream"] = normal(rng, *shape, dtype=self.dtype)
         return drawn
 
-    def layer(wanted: torch.dtype) -> LabelConv2d:
-        conv = LabelConv2d(num_classes, width)
+    def reference(self, drawn: Inputs) -> Outputs:
+        return self._dense(torch.float64)(wide(drawn))
+
+    def _dense(self, dtype: torch.dtype) -> Run:
+        conv = self._layer(dtype)
+
+        def function(labels: Tensor) -> Tensor:
+            maps = one_hot(labels, self.num_classes, dtype)
+            return F.conv2d(maps, conv.weight, conv.bias, padding=1)
+
+        return self._run(function, conv)
+
+    def _lookup(self, wrap: Callable[[Any], Callable[..., Any]] | None = None) -> Run:
+        conv = self._layer(self.dtype)
+        return self._run(conv if wrap is None else wrap(conv), conv)
+
+    def _layer(self, dtype: torch.dtype) -> LabelConv2d:
+        conv = LabelConv2d(self.num_classes, self.width)
         rng = random_generator(torch.device("cpu"), 7)
         with torch.no_grad():
             for parameter in conv.parameters():
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
-        return conv.to(place.device, wanted)
+        return conv.to(self.place.device, dtype)
 
-    def run(function: Callable[[Tensor], Tensor], conv: LabelConv2d) -> Run:
+    def _run(self, function: Callable[[Tensor], Tensor], conv: LabelConv2d) -> Run:
         def labels_only(drawn: Inputs) -> Tensor:
             return function(drawn["labels"])
 
-        if backward:
+        if self.backward:
             return with_gradients(labels_only, [], list(conv.parameters()))
         return plain(labels_only)
-
-    def dense(wanted: torch.dtype) -> Run:
-        conv = layer(wanted)
-
-        def function(labels: Tensor) -> Tensor:
-            maps = one_hot(labels, num_classes, wanted)
-            return F.conv2d(maps, conv.weight, conv.bias, padding=1)
-
-        return run(function, conv)
-
-    def lookup(wrap: Callable[..., Callable[..., Tensor]]) -> Run:
-        conv = layer(dtype)
-        return run(wrap(conv), conv)
-
-    def reference(drawn: Inputs) -> Outputs:
-        upstream = {n: v.double() if n == "upstream" else v for n, v in drawn.items()}
-        return dense(torch.float64)(upstream)
-
-    short = "bf16" if dtype == _HALF else "fp32"
-    written = batch * width * side**2 * dtype.itemsize
-    return Case(
-        component="label_conv",
-        name=f"K{num_classes} to {width} {side}x{side} b{batch} {short} "
-        + ("forward+backward" if backward else "forward"),
-        inputs=inputs,
-        variants=[
-            Variant("one-hot", lambda: dense(dtype)),
-            Variant("dpsims", lambda: lookup(lambda conv: conv)),
-            Variant("compile", lambda: lookup(traced), opaque=True),
-        ],
-        reference=reference,
-        tolerance=place.tolerance(dtype),
-        baseline="one-hot",
-        axes={
-            "classes": num_classes,
-            "width": width,
-            "side": side,
-            "batch": batch,
-            "dtype": short,
-            "pass": "forward+backward" if backward else "forward",
-        },
-        unit=place.unit(dtype),
-        # labels in, maps out; backward reads the gradient of the maps
-        bytes=(2 if backward else 1) * (written + batch * side**2),
-        budget=6.0 if place.profile == "cpu" else 1.5,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from benchmarks.cases import (
     Variant,
     normal,
     plain,
+    short,
     traced,
     wide,
     with_gradients,
@@ -29,7 +31,6 @@ from dpsims.ops.spade_tail.api import spade_tail
 
 _SLOPE, _EPS = 0.2, 1e-5
 _FLOAT, _HALF = torch.float32, torch.bfloat16
-_NAMES = ("features", "modulation")
 # passes over the features: statistics 1, apply 4 (read features, gamma and beta, write); backward
 # reduce 3, apply 6
 _PASSES = {"eval": 4, "train": 5, "train+backward": 14}
@@ -45,115 +46,115 @@ def cases(place: Place) -> list[Case]:
     batch = place.pick(smoke=2, cpu=1, gpu=8)
     dtypes = place.pick(smoke=(_FLOAT,), cpu=(_FLOAT,), gpu=(_HALF, _FLOAT))
     every = itertools.product(dtypes, shapes, _PASSES)
-    return [_case(place, c, side, batch, dtype, mode) for dtype, (c, side), mode in every]
+    return [_Setting(place, *shape, batch, dtype, mode).case() for dtype, shape, mode in every]
 
 
 def eager_tail(inputs: Inputs, *, training: bool) -> Tensor:
     """The tail as published code writes it."""
-    features = inputs["features"]
     gamma, beta = inputs["modulation"].chunk(2, 1)
-    mean, var = None, None
-    if not training:
-        mean, var = inputs["mean"], inputs["var"]
-    normalized = F.batch_norm(features, mean, var, training=training, eps=_EPS)
+    mean, var = (None, None) if training else (inputs["mean"], inputs["var"])
+    normalized = F.batch_norm(inputs["features"], mean, var, training=training, eps=_EPS)
     return F.leaky_relu(normalized * (1 + gamma) + beta, _SLOPE)
 
 
-def _dpsims_tail(channels: int, device: torch.device, *, training: bool) -> Callable[..., Tensor]:
-    norm = _norm(channels, device, training=training)
+@dataclass(frozen=True)
+class _Setting:
+    """One shape in one mode."""
 
-    def tail(inputs: Inputs) -> Tensor:
-        _set_statistics(norm, inputs)
-        gamma, beta = inputs["modulation"].chunk(2, 1)
-        return F.leaky_relu(spade_modulate(norm(inputs["features"]), gamma, beta), _SLOPE)
+    place: Place
+    channels: int
+    side: int
+    batch: int
+    dtype: torch.dtype
+    mode: str
 
-    return tail
-
-
-def _kernel_tail(
-    channels: int, device: torch.device, impl: str, *, training: bool
-) -> Callable[..., Tensor]:
-    norm = _norm(channels, device, training=training)
-
-    def tail(inputs: Inputs) -> Tensor:
-        _set_statistics(norm, inputs)
-        statistics = norm.statistics(inputs["features"])
-        return spade_tail(
-            inputs["features"], inputs["modulation"], statistics, slope=_SLOPE, impl=impl
+    def case(self) -> Case:
+        numbers = self.batch * self.channels * self.side**2
+        sizes = f"{self.channels}x{self.side}x{self.side} b{self.batch}"
+        return Case(
+            component="spade_tail",
+            name=f"{sizes} {short(self.dtype)} {self.mode}",
+            inputs=self.inputs,
+            variants=self.variants(),
+            reference=self.reference,
+            tolerance=self.place.tolerance(self.dtype),
+            baseline="eager",
+            axes={
+                "channels": self.channels,
+                "side": self.side,
+                "batch": self.batch,
+                "dtype": short(self.dtype),
+                "pass": self.mode,
+                "elements": numbers,
+            },
+            unit=self.place.unit(self.dtype),
+            bytes=_PASSES[self.mode] * numbers * self.dtype.itemsize,
+            budget=4.0 if self.place.profile == "cpu" else 1.0,
         )
 
-    return tail
-
-
-def _norm(channels: int, device: torch.device, *, training: bool) -> BatchNorm2d:
-    return BatchNorm2d(channels, affine=False, eps=_EPS).to(device).train(training)
-
-
-def _set_statistics(norm: BatchNorm2d, inputs: Inputs) -> None:
-    if not norm.training:
-        norm.running_mean, norm.running_var = inputs["mean"], inputs["var"]
-
-
-def _case(
-    place: Place, channels: int, side: int, batch: int, dtype: torch.dtype, mode: str
-) -> Case:
-    training = mode != "eval"
-
-    def inputs(rng: torch.Generator) -> Inputs:
-        shape = (batch, channels, side, side)
+    def inputs(self, rng: torch.Generator) -> Inputs:
+        shape = (self.batch, self.channels, self.side, self.side)
         drawn = {
-            "features": normal(rng, *shape, dtype=dtype),
+            "features": normal(rng, *shape, dtype=self.dtype),
             # one convolution makes gamma and beta
-            "modulation": normal(rng, batch, 2 * channels, side, side, dtype=dtype),
-            "mean": normal(rng, channels),
-            "var": normal(rng, channels).exp(),
+            "modulation": normal(rng, shape[0], 2 * shape[1], *shape[2:], dtype=self.dtype),
+            "mean": normal(rng, self.channels),
+            "var": normal(rng, self.channels).exp(),
         }
-        if mode == "train+backward":
-            drawn["upstream"] = normal(rng, *shape, dtype=dtype)
+        if self.mode == "train+backward":
+            drawn["upstream"] = normal(rng, *shape, dtype=self.dtype)
         return drawn
 
-    def run(tail: Callable[[Inputs], Tensor]) -> Run:
-        return with_gradients(tail, _NAMES) if mode == "train+backward" else plain(tail)
+    def reference(self, drawn: Inputs) -> Outputs:
+        return self._run(self._eager)(wide(drawn))
 
-    def eager(drawn: Inputs) -> Tensor:
-        return eager_tail(drawn, training=training)
+    def variants(self) -> list[Variant]:
+        kernels = [
+            Variant(impl.replace("_", " "), functools.partial(self._kernel, impl), optional=True)
+            for impl in ("closed_form", "fused")
+        ]
+        return [
+            Variant("eager", lambda: self._run(self._eager)),
+            Variant("modules", self._modules),
+            *kernels,
+            Variant("compile", lambda: self._run(traced(self._eager)), opaque=True),
+        ]
 
-    def dpsims() -> Run:
-        return run(_dpsims_tail(channels, place.device, training=training))
+    def _run(self, tail: Callable[[Inputs], Tensor]) -> Run:
+        if self.mode == "train+backward":
+            return with_gradients(tail, ["features", "modulation"])
+        return plain(tail)
 
-    def kernel(impl: str) -> Run:
-        return run(_kernel_tail(channels, place.device, impl, training=training))
+    def _eager(self, drawn: Inputs) -> Tensor:
+        return eager_tail(drawn, training=self.mode != "eval")
 
-    def reference(drawn: Inputs) -> Outputs:
-        return run(eager)(wide(drawn))
+    def _modules(self) -> Run:
+        """The library's norm and modulation, one after the other."""
+        norm = self._norm()
 
-    short = "bf16" if dtype == _HALF else "fp32"
-    numbers = batch * channels * side**2
-    return Case(
-        component="spade_tail",
-        name=f"{channels}x{side}x{side} b{batch} {short} {mode}",
-        inputs=inputs,
-        variants=[
-            Variant("eager", lambda: run(eager)),
-            Variant("dpsims", dpsims),
-            *(
-                Variant(impl.replace("_", " "), functools.partial(kernel, impl), optional=True)
-                for impl in ("closed_form", "fused")
-            ),
-            Variant("compile", lambda: run(traced(eager)), opaque=True),
-        ],
-        reference=reference,
-        tolerance=place.tolerance(dtype),
-        baseline="eager",
-        axes={
-            "channels": channels,
-            "side": side,
-            "batch": batch,
-            "dtype": short,
-            "pass": mode,
-            "elements": numbers,
-        },
-        unit=place.unit(dtype),
-        bytes=_PASSES[mode] * numbers * dtype.itemsize,
-        budget=4.0 if place.profile == "cpu" else 1.0,
-    )
+        def tail(drawn: Inputs) -> Tensor:
+            _set_statistics(norm, drawn)
+            gamma, beta = drawn["modulation"].chunk(2, 1)
+            return F.leaky_relu(spade_modulate(norm(drawn["features"]), gamma, beta), _SLOPE)
+
+        return self._run(tail)
+
+    def _kernel(self, impl: str) -> Run:
+        norm = self._norm()
+
+        def tail(drawn: Inputs) -> Tensor:
+            _set_statistics(norm, drawn)
+            features, modulation = drawn["features"], drawn["modulation"]
+            statistics = norm.statistics(features)
+            return spade_tail(features, modulation, statistics, slope=_SLOPE, impl=impl)
+
+        return self._run(tail)
+
+    def _norm(self) -> BatchNorm2d:
+        norm = BatchNorm2d(self.channels, affine=False, eps=_EPS).to(self.place.device)
+        return norm.train(self.mode != "eval")
+
+
+def _set_statistics(norm: BatchNorm2d, drawn: Inputs) -> None:
+    if not norm.training:
+        norm.running_mean, norm.running_var = drawn["mean"], drawn["var"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,61 +53,61 @@ def cases(place: Place) -> list[Case]:
     """OASIS's two networks, with the pixel loss alone."""
     small = {"channels": (256, 256, 256, 128, 64, 32, 16), "oasis_channels": 16}
     tiny = {"channels": (8, 8, 8, 8, 8, 4, 4), "spade_hidden": 4, "oasis_channels": 2}
-    sizes = place.pick(
-        smoke=[(tiny, 5, 64, 2)],
-        cpu=[(small, 151, 64, 2)],
-        gpu=[({}, 151, 256, 8)],
-    )
-    found = [_phase_case(place, *options) for options in _phases(place)]
-    return found + [_step_case(place, *options) for options in sizes]
+    sizes = place.pick(smoke=(tiny, 5, 64, 2), cpu=(small, 151, 64, 2), gpu=({}, 151, 256, 8))
+    phase = place.pick(smoke=(2, 5, 64, 1), cpu=(64, 151, 256, 1), gpu=(64, 151, 256, 8))
+    return [_Phase(place, *phase).case(), _Step(place, *sizes).case()]
 
 
-def _phases(place: Place) -> list[tuple[int, int, int, int]]:
-    """Discriminator channels, classes, side and batch of G's phase."""
-    options: list[tuple[int, int, int, int]] = place.pick(
-        smoke=[(2, 5, 64, 1)], cpu=[(64, 151, 256, 1)], gpu=[(64, 151, 256, 8)]
-    )
-    return options
+@dataclass(frozen=True)
+class _Phase:
+    """G's phase through OASIS's discriminator: the gradient of the images."""
 
+    place: Place
+    channels: int
+    num_classes: int
+    side: int
+    batch: int
 
-def _phase_case(place: Place, channels: int, num_classes: int, side: int, batch: int) -> Case:
-    def inputs(rng: torch.Generator) -> Inputs:
-        return {
-            "images": normal(rng, batch, 3, side, side).tanh(),
-            "labels": label_map(rng, num_classes, batch, side, side),
-        }
+    def case(self) -> Case:
+        return Case(
+            component="training",
+            name=f"G through D {self.side}x{self.side} b{self.batch} fp32",
+            inputs=functools.partial(_inputs, self.num_classes, self.side, self.batch),
+            variants=[
+                Variant("naive", lambda: self._run(self._naive_loss, frozen=False)),
+                Variant("all gradients", lambda: self._run(pixel_focal_loss, frozen=False)),
+                Variant("frozen D", lambda: self._run(pixel_focal_loss, frozen=True)),
+            ],
+            reference=self.reference,
+            tolerance=_GRADIENT_TOLERANCE,
+            baseline="all gradients",
+            axes={
+                "part": "G through D",
+                "side": self.side,
+                "batch": self.batch,
+                "dtype": "fp32",
+            },
+            unit=self.place.unit(torch.float32),
+            budget=self.place.pick(smoke=1.0, cpu=120.0, gpu=5.0),
+        )
 
-    def run(
-        loss: Callable[[Tensor, Tensor], Tensor], frozen: bool, dtype: torch.dtype = torch.float32
+    def reference(self, drawn: Inputs) -> Outputs:
+        return self._run(self._naive_loss, frozen=True, dtype=torch.float64)(wide(drawn))
+
+    def _naive_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return one_hot_focal(logits, labels, logits.new_ones(self.num_classes + 1))
+
+    def _run(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        frozen: bool,
+        dtype: torch.dtype = torch.float32,
     ) -> Run:
-        # a step of the power method would change D from one call to the next
-        network = copy.deepcopy(_discriminator(num_classes, channels)).eval()
-        network = network.to(place.device, dtype)
-        phase = through_discriminator(network, loss, frozen=frozen)
+        # a step of the power method would change D from one call to the next: evaluation
+        network = copy.deepcopy(_discriminator(self.num_classes, self.channels)).eval()
+        phase = through_discriminator(network.to(self.place.device, dtype), loss, frozen=frozen)
         return lambda drawn: phase(drawn["images"], drawn["labels"])
-
-    def naive_loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return one_hot_focal(logits, labels, logits.new_ones(num_classes + 1))
-
-    def reference(drawn: Inputs) -> Outputs:
-        return run(naive_loss, True, torch.float64)(wide(drawn))
-
-    return Case(
-        component="training",
-        name=f"G through D {side}x{side} b{batch} fp32",
-        inputs=inputs,
-        variants=[
-            Variant("naive", lambda: run(naive_loss, False)),
-            Variant("all gradients", lambda: run(pixel_focal_loss, False)),
-            Variant("frozen D", lambda: run(pixel_focal_loss, True)),
-        ],
-        reference=reference,
-        tolerance=_GRADIENT_TOLERANCE,
-        baseline="all gradients",
-        axes={"part": "G through D", "side": side, "batch": batch, "dtype": "fp32"},
-        unit=place.unit(torch.float32),
-        budget=place.pick(smoke=1.0, cpu=120.0, gpu=5.0),
-    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -116,63 +117,75 @@ def _discriminator(num_classes: int, channels: int) -> OasisDiscriminator:
         return OasisDiscriminator(num_classes, channels=channels)
 
 
-def _step_case(
-    place: Place, sizes: dict[str, Any], num_classes: int, side: int, batch: int
-) -> Case:
-    def inputs(rng: torch.Generator) -> Inputs:
-        return {
-            "images": normal(rng, batch, 3, side, side).tanh(),
-            "labels": label_map(rng, num_classes, batch, side, side),
-        }
+@dataclass(frozen=True)
+class _Step:
+    """Whole steps of OASIS's two networks; ``sizes`` are settings of theirs."""
 
-    def config(**options: Any) -> Config:
-        return _config(sizes, num_classes, side, batch, **options)
+    place: Place
+    sizes: dict[str, Any]
+    num_classes: int
+    side: int
+    batch: int
 
-    def naive(dtype: torch.dtype, same_fakes: bool) -> Run:
-        generator, discriminator, _ = _networks(config())
-        generator = generator.to(place.device, dtype)
-        discriminator = discriminator.to(place.device, dtype)
-        step = NaiveStep(generator, discriminator, config(), same_fakes=same_fakes)
-        return _stepping(step)
+    def case(self) -> Case:
+        on_gpu = self.place.profile == "gpu"
+        return Case(
+            component="training",
+            name=f"step OASIS {self.side}x{self.side} b{self.batch}",
+            inputs=functools.partial(_inputs, self.num_classes, self.side, self.batch),
+            variants=self.variants(),
+            reference=functools.partial(self.true, same_fakes=False),
+            tolerance=self.place.tolerance(torch.bfloat16) if on_gpu else _STEP_TOLERANCE,
+            baseline="naive",
+            axes={"part": "step", "side": self.side, "batch": self.batch},
+            unit=self.place.unit(torch.bfloat16 if on_gpu else torch.float32),
+            budget=self.place.pick(smoke=1.0, cpu=60.0, gpu=20.0),
+            late=on_gpu,
+        )
 
-    def dpsims(**options: Any) -> Run:
-        wanted = config(**options)
-        generator, discriminator, objective = (n.to(place.device) for n in _networks(wanted))
-        return _stepping(TrainingStep(generator, discriminator, objective, wanted))
-
-    def true(same_fakes: bool, drawn: Inputs) -> Outputs:
-        return naive(torch.float64, same_fakes)(wide(drawn))
-
-    reuse = functools.partial(true, True)
-    variants = [
-        Variant("naive", lambda: naive(torch.float32, False)),
-        Variant("dpsims", dpsims),
-        Variant("reuse fake", lambda: dpsims(reuse_fake=True), reuse),
-    ]
-    if place.device.type == "cuda":
-        variants += [
-            Variant("bf16", lambda: dpsims(precision="bf16")),
-            Variant("bf16 reuse", lambda: dpsims(precision="bf16", reuse_fake=True), reuse),
-            Variant(
-                "compile bf16 reuse",
-                lambda: dpsims(precision="bf16", reuse_fake=True, compile=True),
-                reuse,
-                opaque=True,
-            ),
+    def variants(self) -> list[Variant]:
+        reuse = functools.partial(self.true, same_fakes=True)
+        found = [
+            Variant("naive", lambda: self._naive(torch.float32, same_fakes=False)),
+            Variant("dpsims", self._dpsims),
+            Variant("reuse fake", lambda: self._dpsims(reuse_fake=True), reuse),
         ]
-    return Case(
-        component="training",
-        name=f"step OASIS {side}x{side} b{batch}",
-        inputs=inputs,
-        variants=variants,
-        reference=functools.partial(true, False),
-        tolerance=place.tolerance(torch.bfloat16) if len(variants) > 3 else _STEP_TOLERANCE,
-        baseline="naive",
-        axes={"part": "step", "side": side, "batch": batch},
-        unit=place.unit(torch.bfloat16 if len(variants) > 3 else torch.float32),
-        budget=place.pick(smoke=1.0, cpu=60.0, gpu=20.0),
-        late=place.profile == "gpu",
-    )
+        if self.place.profile == "gpu":
+            half: dict[str, Any] = {"precision": "bf16"}
+            again = {**half, "reuse_fake": True}
+            build = functools.partial(self._dpsims, **again, compile=True)
+            found += [
+                Variant("bf16", lambda: self._dpsims(**half)),
+                Variant("bf16 reuse", lambda: self._dpsims(**again), reuse),
+                Variant("compile bf16 reuse", build, reuse, opaque=True),
+            ]
+        return found
+
+    def true(self, drawn: Inputs, *, same_fakes: bool) -> Outputs:
+        return self._naive(torch.float64, same_fakes=same_fakes)(wide(drawn))
+
+    def _naive(self, dtype: torch.dtype, *, same_fakes: bool) -> Run:
+        config = self._config()
+        generator, discriminator, _ = _networks(config)
+        networks = (n.to(self.place.device, dtype) for n in (generator, discriminator))
+        return _stepping(NaiveStep(*networks, config, same_fakes=same_fakes))
+
+    def _dpsims(self, **options: Any) -> Run:
+        config = self._config(**options)
+        generator, discriminator, objective = (
+            network.to(self.place.device) for network in _networks(config)
+        )
+        return _stepping(TrainingStep(generator, discriminator, objective, config))
+
+    def _config(self, **options: Any) -> Config:
+        return _config(self.sizes, self.num_classes, self.side, self.batch, **options)
+
+
+def _inputs(num_classes: int, side: int, batch: int, rng: torch.Generator) -> Inputs:
+    return {
+        "images": normal(rng, batch, 3, side, side).tanh(),
+        "labels": label_map(rng, num_classes, batch, side, side),
+    }
 
 
 def _config(
