@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.cases import Inputs, Run, copied
+from benchmarks.cases import Inputs, Run, Variant, copied
 from dpsims_reference.planning.live import Meter
 
 
@@ -25,30 +25,27 @@ class Use(NamedTuple):
     flops: int | None
 
 
-def use_of(
-    run: Run, inputs: Inputs, device: torch.device, *, opaque: bool, consumes: bool = False
-) -> Use:
+def use_of(variant: Variant, run: Run, inputs: Inputs, device: torch.device) -> Use:
     """Run once and look.
 
     On CUDA the peak is the allocator's; on a CPU every operator's results are weighed while they
     live, which sees nothing inside a compiled function.
 
     Args:
-        run: What to look at.
+        variant: What to look at.
+        run: What it has built.
         inputs: Its inputs.
         device: Where it runs.
-        opaque: Whether its operators cannot be seen.
-        consumes: Whether it overwrites its inputs.
     """
     flops = None
     peak = None
-    if not opaque:
-        own = copied(inputs) if consumes else inputs
+    if not variant.opaque:
+        own = copied(inputs) if variant.consumes else inputs
         with _Extra() as meter:
             run(own)
         flops, peak = meter.flops, meter.peak
     if device.type == "cuda":
-        peak = _allocated(run, copied(inputs) if consumes else inputs)
+        peak = _allocated(run, copied(inputs) if variant.consumes else inputs)
     return Use(peak, flops)
 
 

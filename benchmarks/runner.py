@@ -105,13 +105,8 @@ def run_case(case: Case, place: Place, clock: Clock, plan: Plan) -> CaseResult:
     variants, runs = _checked(case, inputs, place)
     for variant, result in zip(case.variants, variants, strict=True):
         if result.name in runs:
-            result.peak_bytes, result.flops = use_of(
-                runs[result.name],
-                inputs,
-                place.device,
-                opaque=variant.opaque,
-                consumes=variant.consumes,
-            )
+            use = use_of(variant, runs[result.name], inputs, place.device)
+            result.peak_bytes, result.flops = use
     del inputs
     budget = case.budget * plan.budget
     own = {variant.name for variant in case.variants if variant.consumes}

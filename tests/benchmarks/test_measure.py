@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from benchmarks.cases import Variant
 from benchmarks.ceilings import floor_seconds, measure_ceilings
 from benchmarks.measure import (
     ProcessClock,
@@ -21,6 +22,7 @@ from benchmarks.measure import (
 from benchmarks.memory import use_of
 from dpsims.errors import InputError
 
+SEEN = Variant("seen", lambda: None)
 TIMES = st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=30)
 
 
@@ -167,7 +169,7 @@ def test_memory_and_operations_of_a_product_are_exact():
         return (product.exp().sum(),)
 
     inputs = {"a": torch.ones(5, 7), "b": torch.ones(7, 3)}
-    use = use_of(run, inputs, torch.device("cpu"), opaque=False)
+    use = use_of(SEEN, run, inputs, torch.device("cpu"))
     assert use.flops == 2 * 5 * 7 * 3
     # the product, its exponential and their sum are alive together
     assert use.peak_bytes == 4 * (15 + 15 + 1)
@@ -180,12 +182,13 @@ def test_weights_that_a_step_writes_to_are_not_its_memory():
         weight.add_(inputs["x"])
         return (weight[:3],)
 
-    use = use_of(run, {"x": torch.ones(1000)}, torch.device("cpu"), opaque=False)
+    use = use_of(SEEN, run, {"x": torch.ones(1000)}, torch.device("cpu"))
     assert use.peak_bytes == 0
 
 
 def test_what_cannot_be_seen_is_not_guessed():
-    use = use_of(lambda inputs: (), {}, torch.device("cpu"), opaque=True)
+    hidden = Variant("hidden", lambda: None, opaque=True)
+    use = use_of(hidden, lambda inputs: (), {}, torch.device("cpu"))
     assert use == (None, None)
 
 
