@@ -46,7 +46,10 @@ def cases(place: Place) -> list[Case]:
     batch = place.pick(smoke=2, cpu=1, gpu=8)
     dtypes = place.pick(smoke=(_FLOAT,), cpu=(_FLOAT,), gpu=(_HALF, _FLOAT))
     every = itertools.product(dtypes, shapes, _PASSES)
-    return [_Setting(place, *shape, batch, dtype, mode).case() for dtype, shape, mode in every]
+    return [
+        _Setting(place, channels, side, batch, dtype, mode).case()
+        for dtype, (channels, side), mode in every
+    ]
 
 
 def eager_tail(inputs: Inputs, *, training: bool) -> Tensor:

@@ -167,8 +167,9 @@ class _Step:
     def _naive(self, dtype: torch.dtype, *, same_fakes: bool) -> Run:
         config = self._config()
         generator, discriminator, _ = _networks(config)
-        networks = (n.to(self.place.device, dtype) for n in (generator, discriminator))
-        return _stepping(NaiveStep(*networks, config, same_fakes=same_fakes))
+        generator = generator.to(self.place.device, dtype)
+        discriminator = discriminator.to(self.place.device, dtype)
+        return _stepping(NaiveStep(generator, discriminator, config, same_fakes=same_fakes))
 
     def _dpsims(self, **options: Any) -> Run:
         config = self._config(**options)
