@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint docs clean
+.PHONY: help setup demo test soak bench lint docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: $(STAMP)  ## run every test
 
 soak: $(STAMP)  ## 2,000 steps, 1,000 kills -9 and 1,000 damaged checkpoints (about ten minutes)
 	$(BIN)/python tests/soak.py --out runs/soak
+
+bench: $(STAMP)  ## measure the parts beside other ways to write them (BENCH="--components focal --gate")
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(STAMP)  ## ruff, mypy, import-linter and codespell
 	$(BIN)/ruff check .
