@@ -39,8 +39,8 @@ def check_spade_inputs(
     check_int(owner, "upsample", upsample)
     b, h, w = features.shape[0], features.shape[2] * upsample, features.shape[3] * upsample
     if not isinstance(cond, list | tuple):
-        sizes = {"B": b, "C": reader.cond_channels, "H": h, "W": w}
-        check_tensor(owner, "cond", cond, "B C H W", like=features, **sizes)
+        width = reader.cond_channels
+        check_tensor(owner, "cond", cond, "B C H W", like=features, B=b, C=width, H=h, W=w)
         return
     check_joined(owner, "cond", cond, reader.cond_channels, reader.ignore_index)
     first, size = cond[0], joined_size(cond)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -133,5 +133,5 @@ def _prepared(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
         return done[module]
     for name, part in module._modules.items():
         if part is not None:
-            module._modules[name] = _prepared(cast("nn.Module", part), done)
+            module._modules[name] = _prepared(part, done)
     return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -99,9 +100,10 @@ def check_joined(
         raise InputError(msg)
     like, width, labels = None, 0, None
     for index, value in enumerate(maps):
-        sizes = {} if like is None else {"B": like.shape[0]}
+        sizes: dict[str, Any] = {} if like is None else {"B": like.shape[0]}
         is_labels = isinstance(value, Tensor) and not value.is_floating_point()
-        layout, kind = ("B H W", "integer") if is_labels else ("B C H W", "floating")
+        layout = "B H W" if is_labels else "B C H W"
+        kind: Literal["integer", "floating"] = "integer" if is_labels else "floating"
         check_tensor(owner, f"{name}[{index}]", value, layout, kind=kind, like=like, **sizes)
         like = value
         if not is_labels:

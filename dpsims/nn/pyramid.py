@@ -173,8 +173,8 @@ class LabelMapPyramid(nn.Module):
     def _check_tokens(self, like: Tensor, tokens: Tensor | None) -> None:
         owner = "LabelMapPyramid"
         if self.cross_attention:
-            sizes = {"B": len(like), "D": self.token_dim}
-            check_tensor(owner, "tokens", tokens, "B T D", like=like, **sizes)
+            width = self.token_dim
+            check_tensor(owner, "tokens", tokens, "B T D", like=like, B=len(like), D=width)
         elif tokens is not None:
             found = type(tokens).__name__
             msg = f"{owner}: tokens must be None without cross_attention; got {found}"

@@ -242,7 +242,7 @@ class SPADEResBlock(nn.Module):
         maps = normalize_lazily(self.norm_0, features, upsample)
         hidden = self.conv_0(self.spade_0._modulate(maps, first, _SLOPE))
         if self.spade_s is not None and self.conv_s is not None:
-            shortcut = self.conv_s(self.spade_s._modulate(maps, *last))
+            shortcut = self.conv_s(self.spade_s._modulate(maps, last[0]))
         else:
             shortcut = enlarged(features, upsample)
         hidden = self.spade_1._modulate(normalize_lazily(self.norm_1, hidden), second, _SLOPE)

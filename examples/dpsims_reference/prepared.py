@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -92,14 +92,17 @@ class PreparedGenerator(ImageGenerator):
         beside = [maps for maps in (extra, noise) if maps is not None]
         pyramid: LabelMapPyramid = self.model.pyramid
         levels = pyramid.before_noise(labels, torch.cat(beside, 1) if beside else None)
-        size = [side // pyramid.step for side in labels.shape[1:]]
+        height, width = (side // pyramid.step for side in labels.shape[1:])
+        size = (height, width)
         small = None if extra is None else F.adaptive_avg_pool2d(extra, size)
-        features = self.model.stem(resize_labels(labels, (size[0], size[1])), small)
+        features = self.model.stem(resize_labels(labels, size), small)
         # the image branch runs from coarse to fine
         coarse: list[Tensor | None] = [None] * (len(self.model.blocks) - len(levels) + 1)
         fine = reversed(levels[:-1])
         blocks = list(self.model.blocks)[len(coarse) :]
-        encoded = [block.encode(level) for block, level in zip(blocks, fine, strict=True)]
+        encoded = [
+            cast("Any", block).encode(level) for block, level in zip(blocks, fine, strict=True)
+        ]
         return Condition(levels, features, coarse + encoded)
 
     def sample(self, condition: Condition, latents: Float[Tensor, "N Z"]) -> GeneratorOutput:
