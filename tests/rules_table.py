@@ -79,7 +79,9 @@ def _network() -> nn.Module:
 
 
 def backbone() -> nn.Module:
-    return deepcopy(_network())
+    # only the first call builds it, and must not draw what later calls do not
+    with torch.random.fork_rng():
+        return deepcopy(_network())
 
 
 def projected(**options: Any) -> Callable[[], nn.Module]:

@@ -13,6 +13,7 @@ from dpsims.errors import InputError
 from dpsims.nn._spade_inputs import check_spade_inputs, enlarged, modulation_inputs
 from dpsims.nn._spade_tail import Unmodulated, modulate, normalize_lazily
 from dpsims.nn.norm import make_norm
+from dpsims.ops.spade_tail.api import ChannelStatistics
 
 _SLOPE = 0.2
 
@@ -136,11 +137,26 @@ class SPADE(nn.Module):
         cond: Float[Tensor, "B Cc H W"] | Sequence[Tensor],
         *,
         upsample: int = 1,
+        statistics: ChannelStatistics | None = None,
+        slope: float = 1.0,
     ) -> Float[Tensor, "B C H W"]:
-        """Normalise and modulate the features; see the class."""
+        """Normalise and modulate the features; see the class.
+
+        Args:
+            features: Maps to normalise.
+            cond: Conditioning map or maps.
+            upsample: How often rows and columns of the features are repeated.
+            statistics: Moments to normalise by instead of the module's own norm, as by
+                :meth:`BatchNorm2d.statistics`, for several SPADEs of the same features.
+            slope: Slope below 0 of a LeakyReLU behind the modulation; 1 means none.
+        """
         check_spade_inputs(self, "SPADE", features, self.channels, cond, upsample)
         (read,) = modulation_inputs([self], cond, self.ignore_index)
-        return self._modulate(normalize_lazily(self.norm, features, upsample), read)
+        if statistics is None:
+            maps = normalize_lazily(self.norm, features, upsample)
+        else:
+            maps = Unmodulated(features, statistics, upsample)
+        return self._modulate(maps, read, slope)
 
     def _modulate(self, maps: Unmodulated, read: Tensor, slope: float = 1.0) -> Tensor:
         """Modulate maps by what ``modulation`` reads or, if it was first, gives; activate."""
