@@ -31,6 +31,8 @@ CASES = [
     for dtype in DTYPES
     for layout in ("contiguous", "channels-last", "transposed", "gaps")
 ]
+# large logits, where a rounded key would show
+CASES += [(dtype, (2, 64, 3, 49, 8), "sharp") for dtype in DTYPES]
 IDS = ["-".join([str(d)[6:], "x".join(map(str, size)), layout]) for d, size, layout in CASES]
 
 
@@ -38,6 +40,9 @@ def inputs(case):
     dtype, size, layout = case
     features, *tokens = draw(size, dtype=dtype)
     grad = draw(size, seed=1, dtype=dtype)[0]
+    if layout == "sharp":
+        tokens[0] = 8 * tokens[0]
+        layout = "contiguous"
     # a gradient has strides of its own
     grad = grad.mT.contiguous().mT if layout == "contiguous" else grad
     return [grad, layouts(features)[layout], *(x.float() for x in tokens)]
