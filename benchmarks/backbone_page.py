@@ -12,13 +12,13 @@ from typing import Any
 _COLUMNS = (
     ("family", 9),
     ("architecture", 15),
-    ("strides", 9),
-    ("channels", 12),
-    ("million parameters", 6),
     ("images", 9),
     ("ms forward", 6),
     ("ms both", 6),
     ("MiB", 5),
+    ("M parameters", 6),
+    ("strides", 9),
+    ("channels", 12),
     ("tags", 5),
     ("licences of the tags", 14),
 )
@@ -73,13 +73,13 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
     return (
         result["family"],
         f"``{result['name']}``",
-        " ".join(map(str, result["reductions"])),
-        " ".join(map(str, result["channels"])),
-        f"{result['parameters'] / 1e6:.2f}",
         _images(result),
         f"{result['forward_seconds'] * 1e3:.0f}",
         f"{result['both_seconds'] * 1e3:.0f}",
         f"{result['peak_bytes'] / 2**20:.0f}",
+        f"{result['parameters'] / 1e6:.2f}",
+        " ".join(map(str, result["reductions"])),
+        " ".join(map(str, result["channels"])),
         str(result["pretrained_tags"]),
         ", ".join(licences) or "no weights",
     )

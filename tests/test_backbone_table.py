@@ -96,8 +96,9 @@ def test_three_models_and_their_page(folder):
     )
     assert page.endswith("\n\n.. end: tables from benchmarks/results/found.json\n\nBelow\n")
     assert "old" not in page
-    assert "   resnet,``test_resnet``,4 8 16 32,32 48 192 96,0.37,any from 32," in page
-    assert ",16 32 64,128 256 384,7.01,resized 224x224," in page
+    assert "   resnet,``test_resnet``,any from 32," in page
+    assert ",0.37,4 8 16 32,32 48 192 96,1,apache-2.0 (1)\n" in page
+    assert "   levit,``levit_conv_128s``,resized 224x224," in page
     assert with_table(page, folder / "found.json") == page
 
 
