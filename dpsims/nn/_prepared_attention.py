@@ -20,6 +20,10 @@ class PreparedInjector(Prepared):
     follows move into the values. The weights of a pixel add up to 1, so what is constant does too.
     """
 
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+
     def __init__(self, source: CrossAttentionNoiseInjector, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.channels, self.token_dim = source.channels, source.token_dim
@@ -44,10 +48,6 @@ class PreparedInjector(Prepared):
         self.register_buffer(
             "scale", None if affine is None else affine[0].view(-1, 1).to(like.dtype)
         )
-
-    weight: Tensor
-    bias: Tensor
-    scale: Tensor | None
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         """As :class:`dpsims.nn.CrossAttentionNoiseInjector`, then the norm if there was one."""
