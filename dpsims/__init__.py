@@ -29,6 +29,8 @@ _HOMES = {
         "UNetDecoder",
         "effective_weight",
         "fold_spectral_norm_",
+        "joined_conv2d",
+        "prepare_for_inference",
         "refresh_spectral_norm_",
         "resize_labels",
         "spade_modulate",

@@ -175,6 +175,21 @@ NN = (
         norm=True,
     ),
     Part(
+        "joined_conv2d",
+        function(parts.joined_conv2d),
+        given(
+            maps=listed(floats(2, 3, 6, 5), floats(2, 4, 2, 2)),
+            weight=floats(2, 7, 3, 3, seed=1),
+            bias=floats(2, seed=2),
+        ),
+        (
+            Arg("maps", "B c h w", fixed="c", **LEVELS),
+            Arg("weight", "O I k k"),
+            Arg("bias", "O", optional=True),
+        ),
+        sort="function",
+    ),
+    Part(
         "LabelConv2d",
         by_constructor(lambda: parts.LabelConv2d(3, 4, extra_channels=2)),
         given(labels=ids(2, 4, 5), extra=floats(2, 2, 4, 5)),
@@ -716,6 +731,7 @@ WITHOUT_TENSORS = {
     "fold_spectral_norm_": "takes a module",
     "lpips_distance": "takes the path of a weight file; the module it builds has its own tests",
     "noise_sensitivity": "takes a module and a callable",
+    "prepare_for_inference": "takes a module",
     "refresh_spectral_norm_": "takes a module",
     "spectral_normalize_": "takes a module",
 }

@@ -67,14 +67,15 @@ def with_sizes(make: Callable[..., Any], **sizes: Any) -> Callable[..., Any]:
     return lambda **options: make(**(sizes | options))
 
 
+IGNORE = {"ignore_index": or_none(ANY_INT)}
 SPADE_OPTIONS = {
     "cond_channels": INT,
     "hidden_channels": or_none(INT),
     "kernel_size": {**INT, "even": 2},
     "norm": CHOICE,
+    **IGNORE,
 }
 ATTENTION = {"attn_dim": or_none(INT), "impl": {**CHOICE, "fused": "fused"}}
-IGNORE = {"ignore_index": or_none(ANY_INT)}
 FOCAL = {"gamma": FROM_0, "label_smoothing": BELOW_1, **IGNORE}
 
 OPTIONS = (
@@ -117,6 +118,7 @@ OPTIONS = (
         {"in_channels": INT, "out_channels": INT, **SPADE_OPTIONS},
         also=("SPADE",),
     ),
+    Options("joined_conv2d", with_inputs("joined_conv2d"), IGNORE),
     Options(
         "LabelConv2d",
         with_sizes(parts.LabelConv2d, num_classes=3, out_channels=2),

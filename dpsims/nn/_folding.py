@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Prepared(nn.Module):
         super().__init__()
         self.training = False
 
-    def train(self, mode: bool = True) -> Prepared:
+    def train(self, mode: bool = True) -> Self:
         """Refuse training mode."""
         if mode:
             msg = (

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_tensor
 from dpsims.nn._folding import Prepared, make_conv, norm_as_affine, wide
+from dpsims.nn._spectral_norm import without_autocast
 from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
+from dpsims.nn.labels import is_channels_last
 from dpsims.ops.attention import attention
 
 
@@ -19,6 +21,10 @@ class PreparedInjector(Prepared):
     The queries' projection moves into the keys; the output's, the gate and a batch norm that
     follows move into the values. The weights of a pixel add up to 1, so what is constant does too.
     """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
 
     def __init__(self, source: CrossAttentionNoiseInjector, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -45,10 +51,6 @@ class PreparedInjector(Prepared):
             "scale", None if affine is None else affine[0].view(-1, 1).to(like.dtype)
         )
 
-    weight: Tensor
-    bias: Tensor
-    scale: Tensor | None
-
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         """As :class:`dpsims.nn.CrossAttentionNoiseInjector`, then the norm if there was one."""
         owner = "CrossAttentionNoiseInjector"
@@ -59,12 +61,19 @@ class PreparedInjector(Prepared):
         read = F.linear(tokens, self.weight, self.bias)
         # logits of 16 bits would lose what the softmax magnifies
         dtype = torch.promote_types(features.dtype, torch.float32)
-        maps = features.flatten(2)
         keys, offset, values = read.to(dtype).split((c, 1, c), dim=2)
-        weights = torch.baddbmm(offset, keys, maps.to(dtype)).softmax(1)
-        base = maps if self.scale is None else maps * self.scale
-        out = torch.baddbmm(base.to(dtype), values.mT, weights)
-        return out.view(features.shape).to(features.dtype)
+        with without_autocast(features.device.type):
+            if is_channels_last(features):
+                maps = rearrange(features, "B C H W -> B (H W) C").to(dtype)
+                weights = torch.baddbmm(offset.mT, maps, keys.mT).softmax(2)
+                base = maps if self.scale is None else maps * self.scale.mT.to(dtype)
+                out = torch.baddbmm(base, weights, values).mT
+            else:
+                maps = features.flatten(2).to(dtype)
+                weights = torch.baddbmm(offset, keys, maps).softmax(1)
+                base = maps if self.scale is None else maps * self.scale.to(dtype)
+                out = torch.baddbmm(base, values.mT, weights)
+        return out.unflatten(2, features.shape[2:]).to(features.dtype)
 
 
 class PreparedSelfAttention(Prepared):

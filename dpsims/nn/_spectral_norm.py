@@ -64,7 +64,7 @@ class SpectralNorm(WideBuffers):
         u = self.u.to(matrix.dtype)
         # a copy: the next step writes to the buffer before this one's backward has run
         v = self.v.to(matrix.dtype, copy=not step) if self.held is None else self.held
-        with _without_autocast(weight.device.type):
+        with without_autocast(weight.device.type):
             if step:
                 v = _direction(matrix.detach().mT @ u, v)
             image = matrix @ v
@@ -83,7 +83,8 @@ class SpectralNorm(WideBuffers):
         return weight.movedim(self.dim, 0).flatten(1)
 
 
-def _without_autocast(device: str) -> AbstractContextManager[None]:
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """Compute in the dtypes that are given."""
     # the meta device has no autocast to switch off
     if not torch.amp.is_autocast_available(device):
         return nullcontext()

@@ -93,8 +93,11 @@ def test_block(norm, hidden, kernel, out_channels, seed, times):
 def test_attention(tokens, size, seed):
     injector = built(lambda: CrossAttentionNoiseInjector(6, 3), seed)
     assert_prepared_equals(injector, maps(2, 6, *size, seed=seed), maps(2, tokens, 3, seed=seed))
+    last = maps(2, 6, *size, seed=seed).to(memory_format=torch.channels_last)
+    assert_prepared_equals(injector, last, maps(2, tokens, 3, seed=seed))
     attend = built(lambda: SelfAttention2d(6), seed)
     assert_prepared_equals(attend, maps(2, 6, *size, seed=seed))
+    assert_prepared_equals(attend, last)
 
 
 @given(
