@@ -62,7 +62,7 @@ nitpick_ignore_regex = [
         r"(torch|numpy|timm|einops|torchmetrics|lpips|collections|pathlib|jaxtyping)(\..*)?",
     ),
     # the shapes in jaxtyping's annotations
-    (r"py:class", r"[A-Z0-9 ]*"),
+    (r"py:class", r"'?[A-Z0-9 ]*'?"),
     (r"py:.*", r"(Tensor|nn\..*|F\..*|ValueError|TypeError|RuntimeError|ArithmeticError)"),
     (
         r"py:.*",
