@@ -76,10 +76,11 @@ class ShadeDataset:
         return f"shades of {self.length}"
 
 
-class ShadeGenerator:
+class ShadeGenerator(torch.nn.Module):
     """The exact shades, moved by ``latents[:, 0] * strength``; pixel by pixel, so exact."""
 
     def __init__(self, strength=0.0, *, broken_at=None):
+        super().__init__()
         self.strength, self.broken_at, self.calls = strength, broken_at, 0
 
     def sample_latents(self, count, *, generator):
@@ -88,7 +89,7 @@ class ShadeGenerator:
     def sample_noise(self, *_, **__):
         return None
 
-    def __call__(self, labels, latents, *_):
+    def forward(self, labels, latents, *_):
         self.calls += 1
         images = shade(labels) + self.strength * latents[:, :1, None, None]
         if self.broken_at is not None:

@@ -17,7 +17,7 @@ from dpsims.losses._focal_inputs import (
 from dpsims.losses._focal_terms import PixelFocalTerms as PixelFocalTerms
 from dpsims.losses.class_weights import class_balance_weights
 from dpsims.ops.focal._targets import FocalSpec, Reduction, loss_dtype
-from dpsims.ops.focal.api import FocalImpl, focal_loss, resolve_focal_impl
+from dpsims.ops.focal.api import FOCAL_IMPLS, FocalImpl, focal_loss, resolve_focal_impl
 
 
 def pixel_focal_loss(
@@ -166,7 +166,7 @@ class PixelFocalLoss:
         flags = {"balanced": balanced, "mask_fake": mask_fake, "sync": sync, "inplace": inplace}
         for name, flag in flags.items():
             check_bool(owner, name, flag)
-        resolve_focal_impl(impl)
+        check_choice(owner, "impl", impl, FOCAL_IMPLS)
         self.num_classes = num_classes
         self.gamma = gamma
         self.balanced = balanced

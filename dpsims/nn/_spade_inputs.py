@@ -92,7 +92,9 @@ def enlarged(maps: Tensor, times: int) -> Tensor:
     if times == 1:
         return maps
     # "nearest" may pick the pixel before for odd factors, by rounding
-    return F.interpolate(maps, scale_factor=times, mode="nearest-exact")
+    height, width = maps.shape[2:]
+    # by size: a compiler cannot trace a factor times a size that is free
+    return F.interpolate(maps, size=(height * times, width * times), mode="nearest-exact")
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

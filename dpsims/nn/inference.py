@@ -59,6 +59,7 @@ def prepare_for_inference(module: nn.Module) -> nn.Module:
         Not in the paper: exact algebra on the layers of its Table S2.
 
     Example:
+        >>> import torch
         >>> block = SPADEResBlock(8, 4, 5).eval()
         >>> features, cond = torch.randn(2, 8, 6, 12), torch.randn(2, 5, 6, 12)
         >>> prepared = prepare_for_inference(block)

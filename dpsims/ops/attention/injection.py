@@ -243,7 +243,10 @@ def has_triton_for(device_type: str) -> bool:
 
 
 def _has_triton() -> bool:
-    if torch.version.hip is not None or torch.cuda.get_device_capability() < (8, 0):
+    # without a driver there are only tensors without values, for which no kernel runs
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return False
+    if torch.cuda.get_device_capability() < (8, 0):
         return False
     return importlib.util.find_spec("triton") is not None
 

@@ -29,7 +29,7 @@ def _has_triton() -> bool:
 
 # looked up once: torch.compile cannot trace the search
 _HAS_TRITON = _has_triton()
-_CHOICES = ("auto", "reference", "closed_form", "fused")
+FOCAL_IMPLS = ("auto", "reference", "closed_form", "fused")
 # more would leave a program of the kernel too few pixels to read in one go
 MAX_CHANNELS = 2048
 
@@ -70,7 +70,7 @@ def resolve_focal_impl(
         'closed_form'
     """
     owner = "pixel_focal_loss"
-    check_choice(owner, "impl", impl, _CHOICES)
+    check_choice(owner, "impl", impl, FOCAL_IMPLS)
     check_choice(owner, "mode", mode, ("eager", "compile", "transform"))
     check_int(owner, "num_channels", num_channels)
     kind = torch.device(device).type
