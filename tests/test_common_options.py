@@ -287,6 +287,11 @@ OPTIONS = (
         "fold_spectral_norm_", parts.fold_spectral_norm_, {"module": {"int": 3, "none": None}}
     ),
     Options(
+        "prepare_for_inference",
+        parts.prepare_for_inference,
+        {"module": {"int": 3, "none": None}},
+    ),
+    Options(
         "effective_weight",
         parts.effective_weight,
         {"layer": {"int": 3, "none": None, "no-weight": torch.nn.ReLU()}},

@@ -85,7 +85,8 @@ def made(part: Part, *, training: bool) -> tuple[Any, dict[str, Any]]:
     return called, inputs
 
 
-@each(ROWS)
+# a penalty on gradients has no value without them, and a backward needs a real device
+@each([part for part in ROWS if part.name != "r1_penalty"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_a_forward_on_cuda_reads_nothing(part, training):
     called, inputs = made(part, training=training)
@@ -95,8 +96,7 @@ def test_a_forward_on_cuda_reads_nothing(part, training):
             # also reaches a frozen network, which is in no list of parameters
             called._apply(lambda x: empty(x, CUDA))
         inputs = {name: empty(value, CUDA) for name, value in inputs.items()}
-        # a penalty on gradients has no value without them
-        with torch.set_grad_enabled(part.name == "r1_penalty"), mode:
+        with torch.no_grad(), mode:
             found = leaves(called(**inputs))
     assert mode.seen
     assert {x.device for x in found} == {CUDA}
