@@ -58,6 +58,9 @@ NOT_TRACED = {
     "effective_weight": "looks at a layer between two steps",
     "refresh_spectral_norm_": "changes buffers between two steps",
 }
+NOT_TRACED["prepare_for_inference"] = (
+    "changes a module: tests/nn/test_inference.py traces what it gives"
+)
 NOT_TRACED["r1_penalty"] = "its value is a gradient, which torch.compile does not trace by default"
 NOT_TRACED |= {name: why for name, why in WITHOUT_TENSORS.items() if why.startswith("a Named")}
 

@@ -147,8 +147,9 @@ def test_the_speed_says_on_what_it_was_measured():
     assert speed.images_per_second > 0
     assert (speed.batch_size, speed.image_size, speed.threads) == (2, (8, 12), 1)
     assert speed.device.startswith("cpu")
-    # two batches, a warm-up and the timed ones
-    assert model.generator.calls == 2 + speed.warm_up + speed.timed
+    assert min(speed.warm_up, speed.timed) > 0
+    # two batches; what is timed is a copy that is prepared for inference
+    assert model.generator.calls == 2
 
 
 def test_no_more_is_looked_at_than_asked_for():
