@@ -61,7 +61,7 @@ def scenes_config(size: int, batch_size: int, scenes: int, workers: int) -> Conf
             lr=4e-4,
             final_lr=1.0,
             ema_decay=0.999,
-            precision="bf16",
+            precision="bf16" if torch.cuda.is_available() else "float32",
         ),
         data=replace(
             tiny.data,

@@ -55,7 +55,7 @@ class PreparedInjector(Prepared):
         """As :class:`dpsims.nn.CrossAttentionNoiseInjector`, then the norm if there was one."""
         owner = "CrossAttentionNoiseInjector"
         check_tensor(owner, "features", features, "B C H W", C=self.channels)
-        batch = len(features)
+        batch = features.shape[0]
         check_tensor(owner, "tokens", tokens, "B T D", like=features, B=batch, D=self.token_dim)
         c = self.channels
         read = F.linear(tokens, self.weight, self.bias)

@@ -35,7 +35,7 @@ def add_upsampled_conv2d(out: Tensor, small: Tensor, weight: Tensor) -> Tensor:
     Enlarging is linear in rows and in columns, so every tap of the kernel is a matrix of rows and
     one of columns; a pixel beyond the border is a row or column of zeros.
     """
-    count, kernel = len(weight), weight.shape[2]
+    count, kernel = weight.shape[0], weight.shape[2]
     (b, _, h, w), (height, width) = small.shape, out.shape[2:]
     rows = _tap_matrix(h, height, kernel, small)
     columns = rows if (h, height) == (w, width) else _tap_matrix(w, width, kernel, small)
@@ -46,13 +46,13 @@ def add_upsampled_conv2d(out: Tensor, small: Tensor, weight: Tensor) -> Tensor:
         lines = rearrange(taps, "b o i j p q -> (b o p i) (q j)") @ columns
         lines = lines.view(b * count, h * kernel, width)
         spread = rows.T.expand(b * count, -1, -1)
-        if len(out) != b:
+        if out.shape[0] != b:
             # one map for several small ones
             return out + torch.bmm(spread, lines).view(b, count, height, width)
         full = torch.baddbmm(out.flatten(0, 1), spread, lines)
         return full.view(b, count, height, width)
     spread = rearrange(taps, "b o i j p q -> (b p i) (q j) o")
-    lines = torch.bmm(columns.T.expand(len(spread), -1, -1), spread)
+    lines = torch.bmm(columns.T.expand(spread.shape[0], -1, -1), spread)
     lines = lines.view(b, h * kernel, width * count)
     added = torch.bmm(rows.T.expand(b, -1, -1), lines)
     return out + rearrange(added, "b y (x o) -> b o y x", o=count)

@@ -42,12 +42,11 @@ def check_spade_inputs(
         width = reader.cond_channels
         check_tensor(owner, "cond", cond, "B C H W", like=features, B=b, C=width, H=h, W=w)
         return
-    check_joined(owner, "cond", cond, reader.cond_channels, reader.ignore_index)
-    first, size = cond[0], joined_size(cond)
-    if size != (h, w) or len(first) != b or first.device != features.device:
+    check_joined(owner, "cond", cond, reader.cond_channels, reader.ignore_index, like=features)
+    size = (cond[0].shape[0], *joined_size(cond))
+    if size != (b, h, w):
         msg = (
-            f"{owner}: cond must have maps of batch size, height, width and device "
-            f"{(b, h, w, str(features.device))}; got {(len(first), *size, str(first.device))}"
+            f"{owner}: cond must have maps of batch size, height and width {(b, h, w)}; got {size}"
         )
         raise InputError(msg)
 

@@ -47,8 +47,8 @@ def joined_conv2d(
 
     Raises:
         InputError: No map; two label maps; a label map smaller than another map; different batch
-            sizes; channels that do not add up; an even or oblong kernel; on CPU an id out of
-            range.
+            sizes or devices; channels that do not add up; an even or oblong kernel; on CPU an id
+            out of range.
         DTypeError: Not a list of tensors, or a tensor of another kind.
 
     Note:
@@ -79,7 +79,7 @@ def joined_conv2d(
         check_tensor(owner, "bias", bias, "C", like=weight, C=weight.shape[0])
     if ignore_index is not None:
         check_int(owner, "ignore_index", ignore_index, minimum=None)
-    check_joined(owner, "maps", maps, weight.shape[1], ignore_index)
+    check_joined(owner, "maps", maps, weight.shape[1], ignore_index, like=weight)
     return convolve_joined(maps, weight, bias, ignore_index)
 
 
@@ -89,23 +89,23 @@ def joined_size(maps: Sequence[Tensor]) -> tuple[int, int]:
 
 
 def check_joined(
-    owner: str, name: str, maps: object, channels: int, ignore_index: int | None
+    owner: str, name: str, maps: object, channels: int, ignore_index: int | None, *, like: Tensor
 ) -> None:
-    """Raise unless the maps can be joined to ``channels`` channels; see :func:`joined_conv2d`."""
+    """Raise unless the maps are on ``like``'s device and join to ``channels`` channels."""
     if not isinstance(maps, list | tuple):
         msg = f"{owner}: {name} must be a list or tuple of maps; got {type(maps).__name__}"
         raise DTypeError(msg)
     if not maps:
         msg = f"{owner}: {name} must hold at least one map; got none"
         raise InputError(msg)
-    like, width, labels = None, 0, None
+    sizes: dict[str, Any] = {}
+    width, labels = 0, None
     for index, value in enumerate(maps):
-        sizes: dict[str, Any] = {} if like is None else {"B": like.shape[0]}
-        is_labels = isinstance(value, Tensor) and not value.is_floating_point()
+        is_labels = isinstance(value, Tensor) and value.dim() == 3
         layout = "B H W" if is_labels else "B C H W"
         kind: Literal["integer", "floating"] = "integer" if is_labels else "floating"
         check_tensor(owner, f"{name}[{index}]", value, layout, kind=kind, like=like, **sizes)
-        like = value
+        sizes = {"B": value.shape[0]}
         if not is_labels:
             width += value.shape[1]
         elif labels is not None:

@@ -174,7 +174,7 @@ class LabelMapPyramid(nn.Module):
         owner = "LabelMapPyramid"
         if self.cross_attention:
             width = self.token_dim
-            check_tensor(owner, "tokens", tokens, "B T D", like=like, B=len(like), D=width)
+            check_tensor(owner, "tokens", tokens, "B T D", like=like, B=like.shape[0], D=width)
         elif tokens is not None:
             found = type(tokens).__name__
             msg = f"{owner}: tokens must be None without cross_attention; got {found}"

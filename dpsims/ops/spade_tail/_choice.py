@@ -112,11 +112,13 @@ def _fused_obstacle(
 
 def resolve_for(impl: str, *maps: Tensor, size: int | None = None) -> str:
     """The implementation for these maps; ``size`` as in :func:`resolve_spade_tail_impl`."""
-    on_cpu = maps[0].device.type == "cpu"
-    if impl == "auto" and on_cpu and size is not None and size < _SMALL:
+    compiling = torch.compiler.is_compiling()
+    if compiling:
+        # it decides nothing there, and to compare it would tie the graph to a batch
+        size = None
+    elif impl == "auto" and maps[0].device.type == "cpu" and size is not None and size < _SMALL:
         # the same answer sooner: on maps of a few pixels the other questions would be felt
         return "reference"
-    compiling = torch.compiler.is_compiling()
     return resolve_spade_tail_impl(
         impl,
         device=maps[0].device.type,
