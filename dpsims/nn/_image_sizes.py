@@ -91,11 +91,13 @@ def find_size_rule(
         of its native size; so does one that cannot run without values.
     """
     network = network.eval()
-    if _needs_values(_refusal(network, minimum, minimum)):
-        return SizeRule(resize=native)
-    sides = range(minimum, max(*native, minimum) + 1, max(minimum // 4, 1))
-    side = next((side for side in sides if _refusal(network, side, side) is None), None)
-    if side is None:
+    for side in range(minimum, max(*native, minimum) + 1, max(minimum // 4, 1)):
+        refusal = _refusal(network, side, side)
+        if refusal is None:
+            break
+        if _needs_values(refusal):
+            return SizeRule(resize=native)
+    else:
         return SizeRule(resize=native)
     # neither whole strides nor a square, not even after padding
     height, width = 5 * side // 2 + 1, 13 * side // 4 + 3

@@ -49,12 +49,6 @@ def config_of(workers=0):
     )
 
 
-@pytest.fixture(autouse=True)
-def _few_calibration_maps(monkeypatch):
-    monkeypatch.setattr(probes, "RECALIBRATION_MAPS", 4)
-    monkeypatch.setattr(probes, "CALIBRATION_MAPS", 4)
-
-
 @pytest.fixture(scope="module")
 def dataset():
     return build_dataset(config_of().data)
@@ -64,18 +58,15 @@ def dataset():
 def whole(tmp_path_factory, dataset):
     """One run with a checkpoint of every step, step 0 included."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "RECALIBRATION_MAPS", 4)
-        patch.setattr(probes, "CALIBRATION_MAPS", 4)
-        best = BestFigure("g_pixel")
-        trainer = Trainer(config_of(), dataset, folder, keep=2 * STEPS, best=best)
-        calibrated = (trainer.objective, trainer.generator, dataset, trainer.config)
-        probes.calibrate_(*calibrated, trainer.parallel)
-        trainer.save()
-        before = global_states()
-        trainer.run(save_every=1, picture_every=4)
-        assert_same_states(before, global_states())
-        trainer.store.close()
+    best = BestFigure("g_pixel")
+    trainer = Trainer(config_of(), dataset, folder, keep=2 * STEPS, best=best)
+    calibrated = (trainer.objective, trainer.generator, dataset, trainer.config)
+    probes.calibrate_(*calibrated, trainer.parallel)
+    trainer.save()
+    before = global_states()
+    trainer.run(save_every=1, picture_every=4)
+    assert_same_states(before, global_states())
+    trainer.store.close()
     assert steps_of(folder) == list(range(STEPS + 1))
     return folder
 
