@@ -18,6 +18,7 @@ from dpsims_reference.best import BestFigure
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.checkpoints.disk import Disk
 from dpsims_reference.checkpoints.strict_json import encode_json
+from dpsims_reference.cli import main
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.logs import read_log
 from dpsims_reference.resume import machine, warn_of_other_machine
@@ -320,6 +321,18 @@ def refusing(trainer, calls):
         return save(*args, **options)
 
     trainer.store.save = saving
+
+
+def test_the_command_line_says_which_setting_it_will_not_change(whole, tmp_path, capsys):
+    branch = tmp_path / "branch"
+    command = ["train", "--resume", f"{whole}@{STEPS}", "--out", str(branch), "--device", "cpu"]
+    longer = ["--steps", str(STEPS + 1)]
+    with pytest.raises(SystemExit):
+        main([*command, *longer])
+    assert "config.optim.steps" in capsys.readouterr().err
+    assert steps_of(branch) == []
+    main([*command, *longer, "--allow-change", "config.optim.steps"])
+    assert steps_of(branch)[-1] == STEPS + 1
 
 
 def test_a_full_disk_ends_the_run_only_if_it_stays_full(whole, dataset, tmp_path):
