@@ -95,7 +95,7 @@ def find_size_rule(
         refusal = _refusal(network, side, side)
         if refusal is None:
             break
-        if _needs_values(refusal):
+        if needs_values(refusal):
             return SizeRule(resize=native)
     else:
         return SizeRule(resize=native)
@@ -110,7 +110,7 @@ def find_size_rule(
 def check_takes(network: nn.Module, name: str, size: tuple[int, int]) -> None:
     """Raise unless a network on the meta device takes images of a size, as far as it can tell."""
     refusal = _refusal(network.eval(), *size)
-    if refusal is not None and not _needs_values(refusal):
+    if refusal is not None and not needs_values(refusal):
         raise refused_size(name, size, refusal)
 
 
@@ -131,6 +131,6 @@ def _refusal(network: nn.Module, height: int, width: int) -> Exception | None:
     return None
 
 
-def _needs_values(error: Exception | None) -> bool:
+def needs_values(error: Exception | None) -> bool:
     """Whether an operator failed for want of values, which says nothing about sizes."""
     return "meta tensors" in str(error).lower()
