@@ -1,7 +1,7 @@
 """Boxes, wires and words of a diagram, as SVG.
 
-The colours are those of the page around a diagram, so that it follows light and dark mode, and have
-fallbacks for a file that stands alone.
+The colours are those of the page around a diagram, so that it follows light and dark mode, and
+have fallbacks for a file that stands alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``.. recipe-cards::``: one card for every recipe page, read from the page and from its example."""
+"""``.. recipe-cards::``: one card per recipe, read from its page and its example."""
 
 from __future__ import annotations
 
