@@ -65,10 +65,10 @@ nitpick_ignore_regex = [
     ),
     # the shapes in jaxtyping's annotations
     (r"py:class", r"'?[A-Z0-9 ]*'?"),
-    (r"py:.*", r"(Tensor|nn\..*|F\..*|ValueError|TypeError|RuntimeError|ArithmeticError|AttributeError)"),
+    (r"py:.*", r"(Tensor|nn\..*|F\..*|ValueError|TypeError|RuntimeError|ArithmeticError)"),
     (
         r"py:.*",
-        r"(ModuleNotFoundError|IndexError|OSError|KeyError|object|int|float|str|bool|tuple|list|dict)",
+        r"(AttributeError|ModuleNotFoundError|IndexError|OSError|KeyError|object|int|float|str|bool|tuple|list|dict)",
     ),
 ]
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 import torch
@@ -100,7 +100,7 @@ def test_the_gallery_reads_the_pages(monkeypatch):
 
 def texts(name: str) -> list[str]:
     """The words of a diagram, in the order in which they are drawn."""
-    root = ElementTree.parse(DOCS / "_static" / f"diagram-{name}.svg").getroot()
+    root = ET.parse(DOCS / "_static" / f"diagram-{name}.svg").getroot()
     return [text.text for text in root.iter(f"{SVG}text")]
 
 
@@ -195,7 +195,7 @@ def test_the_discriminator_is_drawn_as_it_is():
 
 @pytest.mark.parametrize("name", DIAGRAMS)
 def test_a_diagram_can_be_read_aloud_and_its_links_lead_somewhere(name):
-    root = ElementTree.parse(DOCS / "_static" / f"diagram-{name}.svg").getroot()
+    root = ET.parse(DOCS / "_static" / f"diagram-{name}.svg").getroot()
     title, description = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
     assert root.get("role") == "img"
     assert root.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
