@@ -18,6 +18,7 @@ var(--dd-alone)); --dd-brand: var(--color-brand-primary, #4a7bd0); }
 .dd .left { text-anchor: start; }
 .dd .right { text-anchor: end; }
 .dd .name { font-weight: 600; }
+.dd a { text-decoration: none; }
 .dd a:hover .name, .dd a:focus .name { text-decoration: underline; }
 .dd .wire { fill: none; stroke: var(--dd-fg); stroke-width: 1.2; }
 .dd .head, .dd .dot { fill: var(--dd-fg); }

@@ -172,7 +172,7 @@ def test_a_level_is_drawn_in_the_order_of_the_code(generator_shapes):
 
 def test_the_discriminator_is_drawn_as_it_is():
     config, found = preset("ade20k"), {}
-    plan = plan_model(config.discriminator.backbone, None, num_levels=4)
+    plan = plan_model(config.discriminator.backbone, None, num_levels=4, input_size=None)
     with torch.device("meta"):
         decoder = UNetDecoder(plan.channels, plan.reductions, config.data.num_classes + 1)
         for name, module in decoder.named_modules():
