@@ -33,28 +33,25 @@ def recipes(docs: Path) -> list[Recipe]:
 
 
 def read_recipe(page: Path) -> Recipe:
-    """Title, first sentence and first picture of a page, and what its example imports."""
+    """Title and first picture of a page, and what its example says and imports."""
     text = page.read_text(encoding="utf-8")
-    title, rest = re.findall(r"^(\S.*)\n([=-]{3,})\n", text, re.MULTILINE)[0]
-    body = text.partition(f"{title}\n{rest}\n")[2].strip()
-    paragraph = " ".join(body.split("\n\n")[0].split())
-    summary = re.split(r"(?<=[.?!:])\s", paragraph)[0].rstrip(":")
-    picture = re.search(r"^\.\. (?:image|figure):: (\S+)(?:\n +:.*)*", text, re.MULTILINE)
+    title = re.findall(r"^(\S.*)\n=+\n", text, re.MULTILINE)[0]
+    picture = re.search(r"^\.\. (?:image|figure):: (\S+)(?:\n +\S.*)*", text, re.MULTILINE)
     alt = re.search(r":alt: (.*(?:\n {6,}\S.*)*)", picture[0]) if picture else None
     example = page.parents[2] / "examples" / f"{page.stem.replace('-', '_')}.py"
+    tree = ast.parse(example.read_text(encoding="utf-8"))
     return Recipe(
         page.stem,
         title,
-        summary,
+        (ast.get_docstring(tree) or "").partition("\n\n")[0].replace("\n", " "),
         picture[1] if picture else None,
         " ".join(alt[1].split()) if alt else title,
-        imported_parts(example),
+        imported_parts(tree),
     )
 
 
-def imported_parts(example: Path) -> tuple[str, ...]:
+def imported_parts(tree: ast.Module) -> tuple[str, ...]:
     """Full names of the public parts that a file imports."""
-    tree = ast.parse(example.read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
     names = {
         alias.name for node in imports for alias in node.names if _is_public(node.module or "")
