@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpsims.ops._launch import is_flat, map_strides, on
+
 # programs that fill a large GPU a few times over; a constant, so that the order of the sums over
 # pixels, and with it every bit of the gradients, does not depend on the device
 _PROGRAMS = 512
@@ -168,25 +170,26 @@ def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Te
     pixels = height * width
     blocks = forward_blocks(features, keys.shape[1])
     tiles = triton.cdiv(pixels, blocks["BLOCK_N"])
-    _inject_kernel[(batch * tiles,)](
-        features,
-        keys,
-        biases,
-        values,
-        out,
-        *_map_strides(features),
-        *keys.stride()[:2],
-        *biases.stride(),
-        *values.stride()[:2],
-        *_map_strides(out),
-        channels,
-        keys.shape[1],
-        pixels,
-        width,
-        tiles,
-        **blocks,
-        **_mode(features, out),
-    )
+    with on(features.device):
+        _inject_kernel[(batch * tiles,)](
+            features,
+            keys,
+            biases,
+            values,
+            out,
+            *map_strides(features),
+            *keys.stride()[:2],
+            *biases.stride(),
+            *values.stride()[:2],
+            *map_strides(out),
+            channels,
+            keys.shape[1],
+            pixels,
+            width,
+            tiles,
+            **blocks,
+            **_mode(features, out),
+        )
     return out
 
 
@@ -209,29 +212,30 @@ def inject_gradients(
     segments, span = _segments(batch, pixels, blocks["BLOCK_N"])
     shape = (batch, segments, num_tokens, 2 * channels + 1)
     packed = torch.empty(shape, dtype=torch.float32, device=features.device)
-    _gradients_kernel[(batch * segments,)](
-        grad,
-        features,
-        keys,
-        biases,
-        values,
-        out,
-        packed,
-        *_map_strides(grad),
-        *_map_strides(features),
-        *keys.stride()[:2],
-        *biases.stride(),
-        *values.stride()[:2],
-        *_map_strides(out),
-        channels,
-        num_tokens,
-        pixels,
-        width,
-        segments,
-        span,
-        **blocks,
-        **_mode(features, grad, out),
-    )
+    with on(features.device):
+        _gradients_kernel[(batch * segments,)](
+            grad,
+            features,
+            keys,
+            biases,
+            values,
+            out,
+            packed,
+            *map_strides(grad),
+            *map_strides(features),
+            *keys.stride()[:2],
+            *biases.stride(),
+            *values.stride()[:2],
+            *map_strides(out),
+            channels,
+            num_tokens,
+            pixels,
+            width,
+            segments,
+            span,
+            **blocks,
+            **_mode(features, grad, out),
+        )
     return out, packed.sum(1)
 
 
@@ -278,22 +282,10 @@ def _segments(batch: int, pixels: int, block_n: int) -> tuple[int, int]:
 
 def _mode(features: Tensor, *others: Tensor) -> dict[str, bool]:
     return {
-        "FLAT": all(_is_flat(x) for x in (features, *others)),
+        "FLAT": all(is_flat(x) for x in (features, *others)),
         "HALF": features.dtype == torch.bfloat16,
         "EMULATED": bool(triton.knobs.runtime.interpret),
     }
-
-
-def _is_flat(x: Tensor) -> bool:
-    """Whether one step leads from each pixel to the next, across rows too."""
-    height, width = x.shape[2:]
-    return height == 1 or width == 1 or x.stride(2) == width * x.stride(3)
-
-
-def _map_strides(x: Tensor) -> tuple[int, int, int, int]:
-    batch, channel, row, column = x.stride()
-    # a column of pixels: the step to the next one is that to the next row
-    return batch, channel, row, row if x.shape[3] == 1 else column
 
 
 def _dense_rows(x: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dpsims._checks import check_choice, check_tensor
 from dpsims.errors import InputError
+from dpsims.ops import _impl
 from dpsims.ops._impl import ResolvedImpl
 from dpsims.ops.attention import _library, _reference
 
@@ -248,7 +247,7 @@ def _has_triton() -> bool:
         return False
     if torch.cuda.get_device_capability() < (8, 0):
         return False
-    return importlib.util.find_spec("triton") is not None
+    return _impl.HAS_TRITON
 
 
 # asked while tracing and then constant: torch.compiler.assume_constant_result does no more than

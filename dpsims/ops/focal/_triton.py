@@ -6,14 +6,12 @@ two of them, and a tail for the rest. Nothing is ever read twice, whatever the m
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpsims.ops._launch import is_flat, map_strides, on, reach
 from dpsims.ops.focal._targets import FocalSpec, divisor
 
 # numbers that a program holds: with 8 warps at most 48 registers of every thread
@@ -291,7 +289,7 @@ def scale_(grad: Tensor, upstream: Tensor) -> None:
     block = 4096
     programs = min(triton.cdiv(grad.numel(), block), 4096)
     if programs:
-        with _on(grad.device):
+        with on(grad.device):
             _scale_kernel[(programs,)](grad, upstream, grad.numel(), BLOCK=block, num_warps=4)
 
 
@@ -331,10 +329,10 @@ def _launch(
     sizes = (channels, height * width, width, triton.cdiv(height * width, pixels))
     ignore, target = spec.ignore_index, spec.target
     numbers = (spec.gamma, spec.smoothing, scale, ignore or 0, spec.num_classes, target or 0)
-    with _on(logits.device):
+    with on(logits.device):
         _focal_kernel[(_programs(logits),)](
             logits, labels, class_weights, counted, upstream, grad, loss,
-            *logits.stride(), *labels.stride(), *_strides(upstream, 3), *_strides(grad, 4),
+            *map_strides(logits), *map_strides(labels), *_strides(upstream, 3), *_strides(grad, 4),
             *sizes, *numbers,
             GAMMA=int(spec.gamma) if spec.gamma in (0, 1, 2) else _GENERAL,
             SMOOTH=spec.smoothing > 0, HAS_IGNORE=ignore is not None,
@@ -342,7 +340,7 @@ def _launch(
             HAS_COUNT=counted is not None, HAS_UPSTREAM=upstream is not None,
             HAS_GRAD=grad is not None,
             LOSS=0 if loss is None else 1 if spec.reduction == "none" else 2,
-            FLAT=all(_is_flat(m) for m in maps), WIDE=any(_reach(m) >= _INT32 for m in maps),
+            FLAT=all(is_flat(m) for m in maps), WIDE=any(reach(m) >= _INT32 for m in maps),
             HEAD=head, TAIL=tail, PIXELS=pixels,
             num_warps=8 if (head + tail) * pixels > _SMALL_TILE else 4,
         )  # fmt: skip
@@ -359,21 +357,4 @@ def _count(labels: Tensor, spec: FocalSpec) -> tuple[Tensor | None, float]:
 
 
 def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
-    return (0,) * rank if tensor is None else tensor.stride()
-
-
-def _is_flat(tensor: Tensor) -> bool:
-    """Whether one stride steps through all pixels of an image."""
-    height, width = tensor.shape[-2:]
-    return height == 1 or tensor.stride(-2) == width * tensor.stride(-1)
-
-
-def _reach(tensor: Tensor) -> int:
-    """The distance of an image's last entry from its first."""
-    pairs = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
-    return sum((size - 1) * stride for size, stride in pairs)
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    # kernels run on the current device, which need not be the tensors'
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return (0,) * rank if tensor is None else map_strides(tensor)

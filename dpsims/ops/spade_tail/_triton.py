@@ -8,7 +8,6 @@ device, and no sum depends on the order in which programs run.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpsims.ops._launch import is_flat, map_strides, on, reach
 from dpsims.ops.spade_tail._layout import (
     empty_result,
     empty_signs,
@@ -315,11 +315,11 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     parts = features.new_empty((2, splits, channels), dtype=torch.float32)
     counts = features.new_empty(splits, dtype=torch.float32)
     result = features.new_empty((2, channels), dtype=torch.float32)
-    with _on(features.device):
+    with on(features.device):
         moments_kernel[(splits * triton.cdiv(channels, sizes["BLOCK_C"]),)](
             features, parts[0], parts[1], counts,
             channels, _pixels(features), features.shape[3], tiles, share, splits,
-            *_strides(features),
+            *map_strides(features),
             FLAT=sizes["FLAT"], WIDE=sizes["WIDE"],
             BLOCK_C=sizes["BLOCK_C"], BLOCK_P=sizes["BLOCK_P"],
         )  # fmt: skip
@@ -350,12 +350,12 @@ def apply(
     sizes = _sizes(features, upsample, features, modulation, out)
     row, plane = signs_sizes(features)
     channels = features.shape[1]
-    with _on(features.device):
+    with on(features.device):
         apply_kernel[_grid(features, sizes)](
             features, modulation, mean, var, out, signs,
             channels, _pixels(features), features.shape[3],
             channels * modulation.stride(1), plane, row,
-            *_strides(features), *_strides(modulation), *_strides(out),
+            *map_strides(features), *map_strides(modulation), *map_strides(out),
             eps, slope,
             NORMALIZE=mean is not None, ACTIVATE=slope != 1, SAVE=save_signs,
             UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
@@ -382,11 +382,11 @@ def sums(
     tiles, share, splits = _shares(features, sizes)
     row, plane = signs_sizes(features)
     parts = features.new_empty((2, splits, channels), dtype=torch.float32)
-    with _on(features.device):
+    with on(features.device):
         sums_kernel[(splits * triton.cdiv(channels, sizes["BLOCK_C"]),)](
             grad, features, modulation, signs, mean, var, parts,
             channels, _pixels(features), features.shape[3], plane, row, tiles, share, splits,
-            *_strides(grad), *_strides(features), *_strides(modulation),
+            *map_strides(grad), *map_strides(features), *map_strides(modulation),
             eps, slope,
             ACTIVATE=slope != 1, UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
         )  # fmt: skip
@@ -413,12 +413,12 @@ def gradients(
     sizes = _sizes(features, upsample, *maps)
     row, plane = signs_sizes(features)
     channels = features.shape[1]
-    with _on(features.device):
+    with on(features.device):
         gradients_kernel[_grid(features, sizes)](
             grad, features, modulation, signs, mean, var, shares, to_features, to_modulation,
             channels, _pixels(features), features.shape[3],
             plane, row, channels * to_modulation.stride(1),
-            *(stride for value in maps for stride in _strides(value)),
+            *(stride for value in maps for stride in map_strides(value)),
             eps, slope,
             NORMALIZE=mean is not None, SHARES=shares is not None, ACTIVATE=slope != 1,
             UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
@@ -436,8 +436,8 @@ def _sizes(features: Tensor, upsample: int, *maps: Tensor) -> dict[str, Any]:
         block_p = min(max(triton.next_power_of_2(pixels), 8), _TILE // 2)
         block_c = min(triton.next_power_of_2(channels), _TILE // block_p)
     return {
-        "FLAT": upsample == 1 and all(_is_flat(value) for value in maps),
-        "WIDE": any(_reach(value) >= _INT32 for value in maps),
+        "FLAT": upsample == 1 and all(is_flat(value) for value in maps),
+        "WIDE": any(_extent(value) >= _INT32 for value in maps),
         "BLOCK_C": block_c,
         "BLOCK_P": block_p,
     }
@@ -461,28 +461,10 @@ def _pixels(features: Tensor) -> int:
     return features.shape[2] * features.shape[3]
 
 
-def _is_flat(value: Tensor) -> bool:
-    """Whether the pixels of a plane lie at equal distances."""
-    _, _, height, width = value.shape
-    return height == 1 or width == 1 or value.stride(2) == width * value.stride(3)
-
-
-def _strides(value: Tensor) -> tuple[int, int, int, int]:
-    b, c, h, w = value.stride()
-    # the stride of an axis of one entry means nothing: a column of pixels runs along its height
-    return b, c, h, h if value.shape[3] == 1 and value.shape[2] > 1 else w
-
-
-def _reach(value: Tensor) -> int:
-    """Distance from the first entry of an image to its last one, or the number of its pixels."""
-    reach = sum((n - 1) * s for n, s in zip(value.shape[1:], value.stride()[1:], strict=True))
-    # tiles run over the end
-    return max(reach, value.shape[1:].numel()) + _TILE * max(value.stride()[1:])
+def _extent(value: Tensor) -> int:
+    """Above every index and offset that tiles of an image may have; they run over its end."""
+    return max(reach(value), value.shape[1:].numel()) + _TILE * max(value.stride()[1:])
 
 
 def _no_bytes(features: Tensor) -> Tensor:
     return features.new_empty(0, dtype=torch.uint8)
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
