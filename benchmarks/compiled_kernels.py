@@ -175,7 +175,9 @@ def resources(kernel: Any) -> tuple[int, int]:
 def accesses(ptx: str, kind: str) -> dict[int, int]:
     """How many instructions load or store so many bytes of global memory at a time."""
     found = Counter(
-        int(many or 1) * int(bits) // 8 for what, many, bits in _ACCESS.findall(ptx) if what == kind
+        int(many or 1) * int(bits) // 8
+        for what, many, bits in _ACCESS.findall(ptx)
+        if what == kind
     )
     if kind == "ld":
         found.update(int(size, 16) for size in _COPY.findall(ptx))

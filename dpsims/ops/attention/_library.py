@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dpsims.ops.attention import _reference
 
@@ -24,8 +25,34 @@ def _inject_cuda(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor)
     return _triton.inject(features, keys, biases, values)
 
 
-def _inject_fake(features: Tensor, *_tokens: Tensor) -> Tensor:
+def _inject_fake(features: Tensor, *_others: Any) -> Tensor:
     return torch.empty_like(features)
+
+
+def _folded_cpu(
+    features: Tensor,
+    keys: Tensor,
+    biases: Tensor,
+    values: Tensor,
+    scale: Tensor | None,
+    gelu: bool,
+) -> Tensor:
+    with _reference.without_autocast(features.device):
+        out = _reference.inject(features, keys, biases, values, scale)
+    return torch.empty_like(features).copy_(F.gelu(out) if gelu else out)
+
+
+def _folded_cuda(
+    features: Tensor,
+    keys: Tensor,
+    biases: Tensor,
+    values: Tensor,
+    scale: Tensor | None,
+    gelu: bool,
+) -> Tensor:
+    from dpsims.ops.attention import _triton
+
+    return _triton.inject(features, keys, biases, values, scale, gelu)
 
 
 def _gradients_cpu(
@@ -66,6 +93,14 @@ inject = torch.library.custom_op(
     device_types="cpu",
     schema=f"({_TOKENS}) -> Tensor",
 )
+# for folded weights, without a gradient
+inject_folded = torch.library.custom_op(
+    "dpsims::inject_folded",
+    _folded_cpu,
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_TOKENS}, Tensor? scale, bool gelu) -> Tensor",
+)
 # gives the gradients of the keys, the values and the biases side by side
 inject_gradients = torch.library.custom_op(
     "dpsims::inject_tokens_backward",
@@ -76,7 +111,9 @@ inject_gradients = torch.library.custom_op(
 )
 inject.register_kernel("cuda")(_inject_cuda)
 inject_gradients.register_kernel("cuda")(_gradients_cuda)
+inject_folded.register_kernel("cuda")(_folded_cuda)
 inject.register_fake(_inject_fake)
+inject_folded.register_fake(_inject_fake)
 inject_gradients.register_fake(_gradients_fake)
 
 

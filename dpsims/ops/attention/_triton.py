@@ -90,11 +90,12 @@ def _load_tokens(
 
 @triton.jit
 def _inject_kernel(
-    features, keys, biases, values, out,
+    features, keys, biases, values, scale, out,
     fb, fc, fy, fx, kb, kt, bb, bt, vb, vt, ob, oc, oy, ox,
     C, T, pixels, width, tiles,
     BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
     FLAT: tl.constexpr, HALF: tl.constexpr, EMULATED: tl.constexpr,
+    SCALE: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     batch = (program // tiles).to(tl.int64)
@@ -110,8 +111,14 @@ def _inject_kernel(
     weights = _weights(k, b, tile, exists, HALF, EMULATED)
     read = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     read = _product(tl.trans(v), weights, read, HALF, EMULATED)
+    base = tile.to(tl.float32)
+    if SCALE:
+        base *= tl.load(scale + channel, mask=channel < C, other=0.0).to(tl.float32)[:, None]
+    total = base + read
+    if GELU:
+        total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
     where = batch * ob + column * oc + _pixel_offsets(pixel, oy, ox, width, FLAT)[None, :]
-    tl.store(out + where, (tile.to(tl.float32) + read).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + where, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -160,8 +167,19 @@ def _gradients_kernel(
     tl.store(packed + row * (2 * C + 1) + 2 * C, to_b, mask=exists)
 
 
-def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Tensor:
-    """Launch the forward kernel: one read and one write of the map."""
+def inject(
+    features: Tensor,
+    keys: Tensor,
+    biases: Tensor,
+    values: Tensor,
+    scale: Tensor | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """Launch the forward kernel: one read and one write of the map.
+
+    With a ``scale`` per channel, the features are multiplied by it before the values join them;
+    with ``gelu``, the sum is activated.
+    """
     out = torch.empty_like(features)
     batch, channels, height, width = features.shape
     if batch == 0:
@@ -176,6 +194,7 @@ def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Te
             keys,
             biases,
             values,
+            scale,
             out,
             *map_strides(features),
             *keys.stride()[:2],
@@ -189,6 +208,8 @@ def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Te
             tiles,
             **blocks,
             **_mode(features, out),
+            SCALE=scale is not None,
+            GELU=gelu,
         )
     return out
 

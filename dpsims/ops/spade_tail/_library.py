@@ -47,6 +47,17 @@ def apply(
     return result, features.new_empty(0, dtype=torch.uint8)
 
 
+@torch.library.custom_op("dpsims::spade_modulate", mutates_args=(), device_types="cpu")
+def modulate(features: Tensor, modulation: Tensor, slope: float, upsample: int) -> Tensor:
+    """The tail of folded weights: a whole scale, and a shift unless there is none."""
+    wide = upsampled(_normalized(features, None, None, 0.0), upsample)
+    channels = features.shape[1]
+    out = wide * modulation[:, :channels].to(wide.dtype)
+    if modulation.shape[1] > channels:
+        out = out + modulation[:, channels:].to(wide.dtype)
+    return empty_result(features, upsample).copy_(torch.where(out > 0, out, out * slope))
+
+
 @torch.library.custom_op("dpsims::spade_sums", mutates_args=(), device_types="cpu")
 def sums(
     grad: Tensor,
@@ -113,6 +124,16 @@ def _(
     )
 
 
+@modulate.register_fake
+def _(
+    features: Tensor,
+    modulation: Tensor,
+    slope: float,
+    upsample: int,
+) -> Tensor:
+    return empty_result(features, upsample)
+
+
 @sums.register_fake
 def _(
     grad: Tensor,
@@ -157,6 +178,7 @@ def _triton_kernel(name: str) -> Callable[..., Any]:
 
 moments.register_kernel("cuda")(_triton_kernel("moments"))
 apply.register_kernel("cuda")(_triton_kernel("apply"))
+modulate.register_kernel("cuda")(_triton_kernel("modulate"))
 sums.register_kernel("cuda")(_triton_kernel("sums"))
 gradients.register_kernel("cuda")(_triton_kernel("gradients"))
 

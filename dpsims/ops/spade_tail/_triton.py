@@ -112,9 +112,11 @@ def apply_kernel(
     x_b, x_c, x_h, x_w, m_b, m_c, m_h, m_w, y_b, y_c, y_h, y_w,
     eps, slope,
     NORMALIZE: tl.constexpr, ACTIVATE: tl.constexpr, SAVE: tl.constexpr,
+    WHOLE: tl.constexpr, SHIFT: tl.constexpr,
     UP: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, BY_CHANNEL: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """``x * (1 + gamma) + beta``; ``x * gamma + beta`` if gamma is whole; with no beta without."""
     image, c_tile, p_tile = _place(channels, pixels, BY_CHANNEL, BLOCK_C, BLOCK_P)
     c, p = _tile(c_tile, p_tile, BLOCK_C, BLOCK_P, WIDE)
     inside = (c < channels) & (p < pixels)
@@ -127,8 +129,11 @@ def apply_kernel(
         m_at = m_ptr + image * m_b + c * m_c
         m_at += _spatial(p, width, m_h, m_w, k // UP, k % UP, UP, FLAT)
         gamma = tl.load(m_at, mask=inside, other=0.0).to(tl.float32)
-        shift = tl.load(m_at + beta, mask=inside, other=0.0).to(tl.float32)
-        y = x * (1.0 + gamma) + shift
+        if not WHOLE:
+            gamma += 1.0
+        y = x * gamma
+        if SHIFT:
+            y += tl.load(m_at + beta, mask=inside, other=0.0).to(tl.float32)
         if SAVE:
             signs_at = signs_ptr + (image * (UP * UP) + k) * plane
             if BY_CHANNEL:
@@ -358,9 +363,31 @@ def apply(
             *map_strides(features), *map_strides(modulation), *map_strides(out),
             eps, slope,
             NORMALIZE=mean is not None, ACTIVATE=slope != 1, SAVE=save_signs,
+            WHOLE=False, SHIFT=True,
             UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
         )  # fmt: skip
     return out, signs
+
+
+def modulate(features: Tensor, modulation: Tensor, slope: float, upsample: int) -> Tensor:
+    """The tail of folded weights: a whole scale, and a shift unless there is none."""
+    out = empty_result(features, upsample)
+    if not out.numel():
+        return out
+    sizes = _sizes(features, upsample, features, modulation, out)
+    channels = features.shape[1]
+    with on(features.device):
+        apply_kernel[_grid(features, sizes)](
+            features, modulation, None, None, out, None,
+            channels, _pixels(features), features.shape[3],
+            channels * modulation.stride(1), 0, 0,
+            *map_strides(features), *map_strides(modulation), *map_strides(out),
+            0.0, slope,
+            NORMALIZE=False, ACTIVATE=slope != 1, SAVE=False,
+            WHOLE=True, SHIFT=modulation.shape[1] > channels,
+            UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
+        )  # fmt: skip
+    return out
 
 
 def sums(
