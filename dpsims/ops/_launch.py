@@ -34,3 +34,13 @@ def reach(value: Tensor) -> int:
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Let kernels run on a device: by themselves they take the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def ceil_div(number: int, by: int) -> int:
+    """How many parts of size ``by`` hold a number of things."""
+    return -(-number // by)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two from a size on."""
+    return 1 << (size - 1).bit_length()

@@ -20,6 +20,7 @@ from spade_tail_parts import (
 )
 
 from dpsims.ops.spade_tail import _layout, _library
+from dpsims.ops.spade_tail._tiling import tile_sizes
 
 pytest.importorskip("triton")
 from dpsims.ops.spade_tail import _triton
@@ -167,15 +168,15 @@ def test_wide_indices_give_the_same(monkeypatch):
     case = make_case((2, 5, 3, 7))
     expected, *_ = run_all(_triton, case, "batch", 0.2, 1)
     monkeypatch.setattr(_triton, "_INT32", 1)
-    assert _triton._sizes(case.features, 1, case.features)["WIDE"]
+    assert tile_sizes(case.features, 1, case.features)["WIDE"]
     for one, other in zip(run_all(_triton, case, "batch", 0.2, 1)[0], expected, strict=True):
         assert torch.equal(one, other)
 
 
 def test_large_images_get_wide_indices():
     x = torch.empty(1, 64, 8192, 8192, device="meta", dtype=torch.bfloat16)
-    assert _triton._sizes(x, 1, x)["WIDE"]
-    assert not _triton._sizes(x[..., :4096, :4096], 1, torch.empty(8, 8, 9, 9))["WIDE"]
+    assert tile_sizes(x, 1, x)["WIDE"]
+    assert not tile_sizes(x[..., :4096, :4096], 1, torch.empty(8, 8, 9, 9))["WIDE"]
 
 
 def test_two_runs_are_bit_equal():

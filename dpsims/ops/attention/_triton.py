@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpsims.ops._launch import is_flat, map_strides, on
+from dpsims.ops._launch import ceil_div, is_flat, map_strides, on, power_of_two
 
 # programs that fill a large GPU a few times over; a constant, so that the order of the sums over
 # pixels, and with it every bit of the gradients, does not depend on the device
@@ -187,7 +187,7 @@ def inject(
     keys, values = _dense_rows(keys), _dense_rows(values)
     pixels = height * width
     blocks = forward_blocks(features, keys.shape[1])
-    tiles = triton.cdiv(pixels, blocks["BLOCK_N"])
+    tiles = ceil_div(pixels, blocks["BLOCK_N"])
     with on(features.device):
         _inject_kernel[(batch * tiles,)](
             features,
@@ -277,28 +277,28 @@ def _blocks(
     """Sizes of a tile that holds all channels of its pixels, and how many warps share it."""
     channels, pixels = features.shape[1], features.shape[2] * features.shape[3]
     # products need 16 rows and columns
-    block_c = max(16, triton.next_power_of_2(channels))
-    block_t = max(16, triton.next_power_of_2(num_tokens))
+    block_c = max(16, power_of_two(channels))
+    block_t = max(16, power_of_two(num_tokens))
     if features.dtype != torch.bfloat16:
         # operands of 4 bytes, in three products, fill the registers twice as fast
         entries //= 2
-    block_n = max(
-        16, min(widest, triton.next_power_of_2(pixels), entries // max(block_c, block_t))
-    )
+    block_n = max(16, min(widest, power_of_two(pixels), entries // max(block_c, block_t)))
     return {
         "BLOCK_C": block_c,
         "BLOCK_T": block_t,
         "BLOCK_N": block_n,
         "num_warps": 8 if block_c == 256 else 4,
         "num_stages": num_stages,
+        # stated, for Triton is about to change what it does unless told
+        "enable_fp_fusion": True,
     }
 
 
 def _segments(batch: int, pixels: int, block_n: int) -> tuple[int, int]:
     """Into how many runs of pixels an image is cut, and how many pixels a run has."""
-    tiles = triton.cdiv(pixels, block_n)
-    per_segment = triton.cdiv(tiles, min(tiles, triton.cdiv(_PROGRAMS, batch)))
-    return triton.cdiv(tiles, per_segment), per_segment * block_n
+    tiles = ceil_div(pixels, block_n)
+    per_segment = ceil_div(tiles, min(tiles, ceil_div(_PROGRAMS, batch)))
+    return ceil_div(tiles, per_segment), per_segment * block_n
 
 
 def _mode(features: Tensor, *others: Tensor) -> dict[str, bool]:
