@@ -10,6 +10,7 @@ many registers it takes and what it spills. None of it is a speed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -22,12 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# of a batch of 8 images at 256x256: what the label pyramid holds with attention, the blocks' widths
+# a batch of 8 images at 256x256: sides of the levels with attention, widths and sides of blocks
 ATTENDED = (64, 32, 16, 8)
 BLOCKS = ((1024, 8), (1024, 16), (512, 32), (256, 64), (128, 128), (64, 256))
 CLASSES = {"ade20k": 152, "coco_stuff": 184, "cityscapes": 36}
 DTYPES = (torch.bfloat16, torch.float32)
-FORMATS = (torch.contiguous_format, torch.channels_last)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 _ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)")
 _COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global [^;]*?, (?:0x)?([0-9a-f]+)")
 
@@ -38,7 +39,7 @@ class Row(NamedTuple):
     kernel: str
     case: str
     dtype: str
-    format: str
+    layout: str
     loads: dict[int, int]
     """How many instructions read so many bytes at a time, for every thread."""
     stores: dict[int, int]
@@ -94,17 +95,19 @@ class compiled:  # noqa: N801  used as a function
         driver._active = None
 
 
-def maps(*size: int, dtype: torch.dtype, format: torch.memory_format) -> Tensor:
-    return torch.empty(size, dtype=dtype, device="meta", memory_format=format)
+def maps(*size: int, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    """Maps without values."""
+    return torch.empty(size, dtype=dtype, device="meta", memory_format=layout)
 
 
-def focal_cases(dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+def focal_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+    """The focal loss and its gradient on the logits of the paper's data sets."""
     from dpsims.ops.focal import _triton
     from dpsims.ops.focal._targets import FocalSpec
 
     for name, channels in CLASSES.items():
         width = 512 if name == "cityscapes" else 256
-        logits = maps(8, channels, 256, width, dtype=dtype, format=format)
+        logits = maps(8, channels, 256, width, dtype=dtype, layout=layout)
         labels = torch.empty(8, 256, width, dtype=torch.uint8, device="meta")
         weights = torch.empty(channels, device="meta")
         spec = FocalSpec(2.0, 0.0, 255, channels - 1, None, "mean")
@@ -114,14 +117,15 @@ def focal_cases(dtype: torch.dtype, format: torch.memory_format) -> Iterator[tup
         )
 
 
-def tail_cases(dtype: torch.dtype, format: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+def tail_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+    """The SPADE tail of every block, of features as they are and enlarged."""
     from dpsims.ops.spade_tail import _triton
 
     for channels, side in BLOCKS:
         for upsample in (1, 2):
             small = side // upsample
-            x = maps(8, channels, small, small, dtype=dtype, format=format)
-            m = maps(8, 2 * channels, side, side, dtype=dtype, format=format)
+            x = maps(8, channels, small, small, dtype=dtype, layout=layout)
+            m = maps(8, 2 * channels, side, side, dtype=dtype, layout=layout)
             yield (
                 f"{channels} channels, {small}x{small} to {side}x{side}",
                 lambda args=(x, m, upsample): _run_tail(_triton, *args),
@@ -133,21 +137,24 @@ def _run_tail(kernels: Any, x: Tensor, m: Tensor, upsample: int) -> None:
     out, signs = kernels.apply(x, m, mean, var, 1e-5, 0.2, upsample, True)
     sums = kernels.sums(out, x, m, signs, mean, var, 1e-5, 0.2, upsample)
     kernels.gradients(out, x, m, signs, mean, var, sums, 1e-5, 0.2, upsample)
+    kernels.modulate(x, m, 0.2, upsample)
 
 
 def injection_cases(
-    dtype: torch.dtype, format: torch.memory_format
+    dtype: torch.dtype, layout: torch.memory_format
 ) -> Iterator[tuple[str, Callable]]:
+    """The noise injection of every level."""
     from dpsims.ops.attention import _triton
 
     for side in ATTENDED:
-        features = maps(8, 64, side, side, dtype=dtype, format=format)
+        features = maps(8, 64, side, side, dtype=dtype, layout=layout)
         packed = torch.empty(8, 8, 129, device="meta")
         keys, values, biases = packed.split([64, 64, 1], 2)
         tokens = (keys, biases.squeeze(2), values)
 
         def run(features: Tensor = features, tokens: Any = tokens) -> None:
             _triton.inject(features, *tokens)
+            _triton.inject(features, *tokens, torch.empty(64, device="meta"), True)
             _triton.inject_gradients(features, features, *tokens)
 
         yield f"64 channels, 8 tokens, {side}x{side}", run
@@ -184,9 +191,11 @@ def accesses(ptx: str, kind: str) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def rows(folder: str, dtype: torch.dtype, format: torch.memory_format) -> Iterator[Row]:
-    """The kernels of a folder of ``dpsims/ops``."""
-    for case, run in CASES[folder](dtype, format):
+def rows(
+    folder: str, dtype: torch.dtype, layout: torch.memory_format, most: int | None = None
+) -> Iterator[Row]:
+    """The kernels of a folder of ``dpsims/ops``, of at most so many cases."""
+    for case, run in itertools.islice(CASES[folder](dtype, layout), most):
         with compiled() as kernels:
             run()
         for kernel in kernels:
@@ -194,7 +203,7 @@ def rows(folder: str, dtype: torch.dtype, format: torch.memory_format) -> Iterat
                 kernel.metadata.name,
                 case,
                 str(dtype)[6:],
-                "channels last" if format is torch.channels_last else "contiguous",
+                "channels last" if layout is torch.channels_last else "contiguous",
                 accesses(kernel.asm["ptx"], "ld"),
                 accesses(kernel.asm["ptx"], "st"),
                 *resources(kernel),
@@ -204,15 +213,18 @@ def rows(folder: str, dtype: torch.dtype, format: torch.memory_format) -> Iterat
 
 
 def main() -> None:
+    """Compile, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", choices=[*CASES], action="append")
+    parser.add_argument("--dtype", choices=[str(dtype)[6:] for dtype in DTYPES], action="append")
+    parser.add_argument("--first", action="store_true", help="the first case of a folder only")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = []
     for folder in options.folder or CASES:
-        for dtype in DTYPES:
-            for format in FORMATS:
-                for row in rows(folder, dtype, format):
+        for dtype in [d for d in DTYPES if str(d)[6:] in (options.dtype or str(d))]:
+            for layout in LAYOUTS:
+                for row in rows(folder, dtype, layout, 1 if options.first else None):
                     found.append(row._asdict())
                     print(*row, sep=" | ", flush=True)
     if options.json:

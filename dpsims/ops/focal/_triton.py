@@ -167,9 +167,15 @@ def _pixel_targets(
 
 
 @triton.jit
-def _aligned(offset, ALIGN: tl.constexpr):
-    """Say that offsets are multiples of a number: Triton sees only those of 16."""
-    return tl.multiple_of(offset, ALIGN) if ALIGN > 1 else offset
+def _pixel_offsets(
+    row, column, step_h, step_w, FLAT: tl.constexpr, WIDE: tl.constexpr, ALIGN: tl.constexpr
+):  # fmt: skip
+    """Where pixels lie, all at multiples of a number: Triton by itself sees only those of 16."""
+    offset = column * step_w if FLAT and not WIDE else row * step_h + column * step_w
+    # a hint is lost on what compilers simplify: not on a sum with a row of 0
+    if ALIGN > 1:
+        offset = tl.multiple_of(offset, ALIGN)
+    return offset
 
 
 @triton.jit(do_not_specialize=["ignore_index", "num_classes", "target"])
@@ -214,8 +220,8 @@ def _focal_kernel(
         where = upstream + image * upstream_b + row * upstream_h + column * upstream_w
         factor *= tl.load(where, mask=inside, other=0.0).to(tl.float32)
 
-    source = logits + image * logits_b
-    source += _aligned(row * logits_h + column * logits_w, ALIGN)[None, :]
+    offset = _pixel_offsets(row, column, logits_h, logits_w, FLAT, WIDE, ALIGN)
+    source = logits + image * logits_b + offset[None, :]
     head = tl.load(source + step * logits_c, mask=inside[None, :], other=0.0).to(tl.float32)
     tail = head
     real_tail = inside[None, :] & (at_tail < CHANNELS)[:, None]
@@ -231,8 +237,8 @@ def _focal_kernel(
 
     if HAS_GRAD:
         kept = (weight != 0)[None, :]
-        drain = grad + image * grad_b
-        drain += _aligned(row * grad_h + column * grad_w, ALIGN)[None, :]
+        offset = _pixel_offsets(row, column, grad_h, grad_w, FLAT, WIDE, ALIGN)
+        drain = grad + image * grad_b + offset[None, :]
         head = tl.where(kept, head, 0.0).to(grad.dtype.element_ty)
         tl.store(drain + step * grad_c, head, mask=inside[None, :])
         if TAIL:

@@ -154,9 +154,9 @@ def apply_kernel(
                 p8 = tl.trans(p)
                 tl.store(signs_at + p8 * row + c8, bits, mask=(p8 < pixels) & (c8 < row))
             else:
-                eighth: tl.constexpr = BLOCK_P * COLUMNS // 8
                 bits = _pack((y > 0) & inside, BLOCK_C, BLOCK_P * COLUMNS)
-                q8 = p_tile * eighth + tl.arange(0, eighth)[None, :]
+                q8 = tl.arange(0, BLOCK_P * COLUMNS // 8)[None, :]
+                q8 += p_tile * (BLOCK_P * COLUMNS // 8)
                 tl.store(signs_at + c * row + q8, bits, mask=(c < channels) & (q8 < row))
         if ACTIVATE:
             y = tl.where(y > 0, y, y * slope)
