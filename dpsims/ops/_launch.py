@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -34,6 +36,15 @@ def reach(value: Tensor) -> int:
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Let kernels run on a device: by themselves they take the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def triton_kernel(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that imports triton, which is loaded when the function first runs."""
+
+    def run(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments)
+
+    return run
 
 
 def ceil_div(number: int, by: int) -> int:

@@ -1,10 +1,21 @@
 """What kernels learn of their maps is what the memory says."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from dpsims.ops._launch import is_flat, map_strides, on, reach
+from dpsims.ops._launch import (
+    ceil_div,
+    is_flat,
+    map_strides,
+    on,
+    power_of_two,
+    reach,
+    triton_kernel,
+)
 
 sides = st.integers(1, 4)
 orders = st.permutations(range(4))
@@ -76,3 +87,20 @@ def test_the_current_device_is_restored():
     with on(torch.device("cuda", last)):
         assert torch.cuda.current_device() == last
     assert torch.cuda.current_device() == before
+
+
+def test_kernels_are_loaded_when_they_run(monkeypatch):
+    run = triton_kernel("no_such_module", "double")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        run(2)
+    monkeypatch.setitem(sys.modules, "no_such_module", SimpleNamespace(double=lambda x: 2 * x))
+    assert run(2) == 4
+
+
+@given(size=st.integers(1, 3000), by=st.integers(1, 300))
+def test_sizes(size, by):
+    parts = ceil_div(size, by)
+    assert (parts - 1) * by < size <= parts * by
+    power = power_of_two(size)
+    assert power.bit_count() == 1
+    assert power // 2 < size <= power

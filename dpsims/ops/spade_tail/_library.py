@@ -7,12 +7,10 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from dpsims.ops._launch import triton_kernel
 from dpsims.ops.spade_tail import _closed_form
 from dpsims.ops.spade_tail._layout import empty_result, empty_signs, pack_signs, unpack_signs
 from dpsims.ops.spade_tail._reference import normalize, per_channel, summed, upsampled
@@ -166,21 +164,12 @@ def _(
     return torch.empty_like(features), torch.empty_like(modulation)
 
 
-def _triton_kernel(name: str) -> Callable[..., Any]:
-    def run(*arguments: Any) -> Any:
-        # triton is loaded where it runs
-        from dpsims.ops.spade_tail import _triton
-
-        return getattr(_triton, name)(*arguments)
-
-    return run
-
-
-moments.register_kernel("cuda")(_triton_kernel("moments"))
-apply.register_kernel("cuda")(_triton_kernel("apply"))
-modulate.register_kernel("cuda")(_triton_kernel("modulate"))
-sums.register_kernel("cuda")(_triton_kernel("sums"))
-gradients.register_kernel("cuda")(_triton_kernel("gradients"))
+_KERNELS = "dpsims.ops.spade_tail._triton"
+moments.register_kernel("cuda")(triton_kernel(_KERNELS, "moments"))
+apply.register_kernel("cuda")(triton_kernel(_KERNELS, "apply"))
+modulate.register_kernel("cuda")(triton_kernel(_KERNELS, "modulate"))
+sums.register_kernel("cuda")(triton_kernel(_KERNELS, "sums"))
+gradients.register_kernel("cuda")(triton_kernel(_KERNELS, "gradients"))
 
 
 def _normalized(features: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Tensor:
