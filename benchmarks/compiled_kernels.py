@@ -100,7 +100,9 @@ def maps(*size: int, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta", memory_format=layout)
 
 
-def focal_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+def focal_cases(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> Iterator[tuple[str, Callable[[], object]]]:
     """The focal loss and its gradient on the logits of the paper's data sets."""
     from dpsims.ops.focal import _triton
     from dpsims.ops.focal._targets import FocalSpec
@@ -117,7 +119,9 @@ def focal_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tup
         )
 
 
-def tail_cases(dtype: torch.dtype, layout: torch.memory_format) -> Iterator[tuple[str, Callable]]:
+def tail_cases(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> Iterator[tuple[str, Callable[[], object]]]:
     """The SPADE tail of every block, of features as they are and enlarged."""
     from dpsims.ops.spade_tail import _triton
 
@@ -142,7 +146,7 @@ def _run_tail(kernels: Any, x: Tensor, m: Tensor, upsample: int) -> None:
 
 def injection_cases(
     dtype: torch.dtype, layout: torch.memory_format
-) -> Iterator[tuple[str, Callable]]:
+) -> Iterator[tuple[str, Callable[[], object]]]:
     """The noise injection of every level."""
     from dpsims.ops.attention import _triton
 
@@ -151,10 +155,11 @@ def injection_cases(
         packed = torch.empty(8, 8, 129, device="meta")
         keys, values, biases = packed.split([64, 64, 1], 2)
         tokens = (keys, biases.squeeze(2), values)
+        scale = torch.empty(64, device="meta")
 
-        def run(features: Tensor = features, tokens: Any = tokens) -> None:
+        def run(features: Tensor = features, tokens: Any = tokens, scale: Tensor = scale) -> None:
             _triton.inject(features, *tokens)
-            _triton.inject(features, *tokens, torch.empty(64, device="meta"), True)
+            _triton.inject(features, *tokens, scale=scale, gelu=True)
             _triton.inject_gradients(features, features, *tokens)
 
         yield f"64 channels, 8 tokens, {side}x{side}", run

@@ -26,6 +26,11 @@ class _Modulations(Prepared):
     1x1 convolution behind it, which is folded into the shift.
     """
 
+    whole: Tensor
+    taps: Tensor
+    rows: Tensor
+    columns: Tensor
+
     def __init__(
         self, parts: Sequence[tuple[SPADE, nn.Module, nn.Conv2d | None]], ignore_index: int | None
     ) -> None:
@@ -76,8 +81,8 @@ class _Modulations(Prepared):
         maps = [cond] if isinstance(cond, Tensor) else cond
         if self._is_expected(maps, encoded):
             if encoded is None:
-                bias, padding = self.first.bias, self.first.padding
-                encoded = F.conv2d(maps[0], self.whole, bias, padding=padding)
+                padding = self.whole.shape[2] // 2
+                encoded = F.conv2d(maps[0], self.whole, self.first.bias, padding=padding)
             given = Spreading(self.taps, self.rows, self.columns)
             out = add_spread(encoded, maps[-1], given)
         elif encoded is None:

@@ -63,7 +63,9 @@ class PreparedGenerator(ImageGenerator):
         sizes = [(height >> level, width >> level) for level in range(len(self.model.blocks))]
         channels = self.model.pyramid.channels
         for block, size in zip(self.model.blocks, reversed(sizes), strict=True):
-            cast("Any", block).expect([(channels, *size), (channels, *sizes[-1])])
+            # a block of another class stays as it is
+            if hasattr(block, "expect"):
+                block.expect([(channels, *size), (channels, *sizes[-1])])
         self.eval()
 
     @property

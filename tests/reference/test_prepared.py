@@ -12,7 +12,7 @@ from support import assert_equal, assert_message
 from unit_run import NUM_CLASSES, unit_config
 
 from dpsims.errors import InputError
-from dpsims.nn import _prepared_spade, prepare_for_inference
+from dpsims.nn import SPADEResBlock, _prepared_spade, prepare_for_inference
 from dpsims_reference.generator import Generator, build_generator
 from dpsims_reference.oasis import OasisGenerator
 from dpsims_reference.prepared import PreparedGenerator, prepare_generator
@@ -132,6 +132,28 @@ def test_conditions_of_the_training_size_use_what_was_laid_out(monkeypatch):
         assert_near(prepared.sample(condition, inputs[1]).images, expected, 1e-12)
     # in one pass and in two, by the first size alone
     assert spread == 2 * [(16, 16), (32, 32)]
+    twin = PreparedGenerator(make("wide-pyramid").to(torch.float32))
+    twin.load_state_dict(PreparedGenerator(generator.float()).state_dict())
+    labels, latents, *_ = draw(generator, size=(32, 32), dtype=torch.float32)
+    expected = naive.generate(generator, labels, latents)
+    assert_near(twin(labels, latents).images, expected, 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        # some twenty roundings to 8 bits
+        assert_near(twin(labels, latents).images, expected, 0.1)
+
+
+@torch.no_grad()
+def test_blocks_of_other_classes_stay_as_they_are():
+    class Own(SPADEResBlock):
+        def forward(self, *args, **options):
+            return super().forward(*args, **options) * 2
+
+    generator = make("paper-like")
+    generator.blocks[0].__class__ = Own
+    inputs = draw(generator)[:2]
+    prepared = PreparedGenerator(generator.eval())
+    assert type(prepared.model.blocks[0]) is Own
+    assert_near(prepared(*inputs).images, generator(*inputs).images, 1e-12)
 
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"joined-latent"}))
