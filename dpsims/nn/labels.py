@@ -193,7 +193,7 @@ def resize_labels(
         step * new for step, new in zip(steps, size, strict=True)
     ):
         y, x = steps
-        return labels[:, y // 2 :: y, x // 2 :: x]
+        return labels[:, y // 2 :: y, x // 2 :: x].clone(memory_format=torch.contiguous_format)
     rows, columns = (
         (2 * torch.arange(new, device=labels.device) + 1) * old // (2 * new)
         for new, old in zip(size, labels.shape[1:], strict=True)
