@@ -41,7 +41,8 @@ def prepare_for_inference(module: nn.Module) -> nn.Module:
     Returns:
         The copy, in evaluation mode and without gradients for its weights. Its parts are called as
         before. A part that stands for a SPADEResBlock also has ``encode(maps)``, which computes
-        what the first maps of a condition contribute, and takes the result as ``encoded=``.
+        what the first maps of a condition contribute, and takes the result as ``encoded=``; and
+        ``expect(shapes)``, which computes what a whole and a small map of such sizes need.
 
     Raises:
         DTypeError: Not a module.
@@ -50,7 +51,8 @@ def prepare_for_inference(module: nn.Module) -> nn.Module:
     Note:
         Parts of other classes, subclasses of those above and instance norms stay as they are.
         The result is that of ``module.eval()`` up to rounding, whatever mode ``module`` is in.
-        Weights are folded in float32 or better and stored in their own dtype. Copies, pickles and
+        On CUDA, kernels of ``dpsims.ops`` run where nothing asks for a gradient. Weights are
+        folded in float32 or better and stored in their own dtype. Copies, pickles and
         ``.to()`` of the result work; its ``state_dict`` is its own.
 
     Source:
