@@ -35,7 +35,8 @@ class FoldedTokens(NamedTuple):
         Not from the paper: its equations with the projections multiplied together.
 
     Example:
-        >>> FoldedTokens(torch.zeros(2, 5, 8), torch.zeros(2, 5), torch.zeros(2, 5, 8)).biases.shape
+        >>> keys, values = torch.zeros(2, 2, 5, 8)
+        >>> FoldedTokens(keys, torch.zeros(2, 5), values).biases.shape
         torch.Size([2, 5])
     """
 
