@@ -10,6 +10,7 @@ many registers it takes and what it spills. None of it is a speed.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import re
@@ -113,10 +114,8 @@ def focal_cases(
         labels = torch.empty(8, 256, width, dtype=torch.uint8, device="meta")
         weights = torch.empty(channels, device="meta")
         spec = FocalSpec(2.0, 0.0, 255, channels - 1, None, "mean")
-        yield (
-            f"{name}, {channels} channels, 256x{width}",
-            lambda args=(logits, labels, weights, spec, logits): _triton.forward(*args),
-        )
+        run = functools.partial(_triton.forward, logits, labels, weights, spec, logits)
+        yield f"{name}, {channels} channels, 256x{width}", run
 
 
 def tail_cases(
@@ -130,10 +129,8 @@ def tail_cases(
             small = side // upsample
             x = maps(8, channels, small, small, dtype=dtype, layout=layout)
             m = maps(8, 2 * channels, side, side, dtype=dtype, layout=layout)
-            yield (
-                f"{channels} channels, {small}x{small} to {side}x{side}",
-                lambda args=(x, m, upsample): _run_tail(_triton, *args),
-            )
+            run = functools.partial(_run_tail, _triton, x, m, upsample)
+            yield f"{channels} channels, {small}x{small} to {side}x{side}", run
 
 
 def _run_tail(kernels: Any, x: Tensor, m: Tensor, upsample: int) -> None:
@@ -155,14 +152,14 @@ def injection_cases(
         packed = torch.empty(8, 8, 129, device="meta")
         keys, values, biases = packed.split([64, 64, 1], 2)
         tokens = (keys, biases.squeeze(2), values)
-        scale = torch.empty(64, device="meta")
-
-        def run(features: Tensor = features, tokens: Any = tokens, scale: Tensor = scale) -> None:
-            _triton.inject(features, *tokens)
-            _triton.inject(features, *tokens, scale=scale, gelu=True)
-            _triton.inject_gradients(features, features, *tokens)
-
+        run = functools.partial(_run_injection, _triton, features, tokens)
         yield f"64 channels, 8 tokens, {side}x{side}", run
+
+
+def _run_injection(kernels: Any, features: Tensor, tokens: tuple[Tensor, Tensor, Tensor]) -> None:
+    kernels.inject(features, *tokens)
+    kernels.inject(features, *tokens, scale=torch.empty(64, device="meta"), gelu=True)
+    kernels.inject_gradients(features, features, *tokens)
 
 
 CASES = {"focal": focal_cases, "spade_tail": tail_cases, "attention": injection_cases}

@@ -28,6 +28,10 @@ class NoiseGate(NamedTuple):
 
     Source:
         Berrada et al., CVPR 2024, Eq. (2). Theirs -> ours: eta -> value.
+
+    Example:
+        >>> NoiseGate("blocks.2.inject", "CrossAttentionNoiseInjector", 0.0).value
+        0.0
     """
 
     name: str
@@ -48,6 +52,10 @@ class NoiseScale(NamedTuple):
 
     Source:
         Not from the paper: the law of total variance, over noises given image and position.
+
+    Example:
+        >>> NoiseScale("blocks.2", 64, (16, 16), distance=0.1, share=0.5).share
+        0.5
     """
 
     name: str
@@ -67,6 +75,11 @@ class NoiseSensitivity(NamedTuple):
 
     Source:
         Not from the paper.
+
+    Example:
+        >>> found = NoiseSensitivity(gates=(), scales=(), diversity=0.25)
+        >>> found.numbers()
+        {'noise_diversity': 0.25}
     """
 
     gates: tuple[NoiseGate, ...]

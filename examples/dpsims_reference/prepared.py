@@ -62,6 +62,7 @@ class PreparedGenerator(ImageGenerator):
         height, width = generator.image_size
         sizes = [(height >> level, width >> level) for level in range(len(self.model.blocks))]
         channels = self.model.pyramid.channels
+        block: Any
         for block, size in zip(self.model.blocks, reversed(sizes), strict=True):
             # a block of another class stays as it is
             if hasattr(block, "expect"):
