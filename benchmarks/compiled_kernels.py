@@ -30,7 +30,7 @@ BLOCKS = ((1024, 8), (1024, 16), (512, 32), (256, 64), (128, 128), (64, 256))
 CLASSES = {"ade20k": 152, "coco_stuff": 184, "cityscapes": 36}
 DTYPES = (torch.bfloat16, torch.float32)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)")
+_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)")
 _COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global [^;]*?, (?:0x)?([0-9a-f]+)")
 
 

@@ -49,7 +49,8 @@ def prepare_for_inference(module: nn.Module) -> nn.Module:
         InputError: From the copy's own ``train()``: folded weights cannot be trained.
 
     Note:
-        Parts of other classes, subclasses of those above and instance norms stay as they are.
+        Parts of other classes and instance norms stay as they are, and so do subclasses of those
+        above with all that is in them.
         The result is that of ``module.eval()`` up to rounding, whatever mode ``module`` is in.
         On CUDA, kernels of ``dpsims.ops`` run where nothing asks for a gradient. Weights are
         folded in float32 or better and stored in their own dtype. Copies, pickles and
@@ -94,6 +95,9 @@ def _prepared(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     if maker is not None:
         done[module] = maker(module)
         return done[module]
+    # a subclass may use the parts of its base in any way
+    if isinstance(module, tuple(_MAKERS)):
+        return module
     for name, part in module._modules.items():
         if part is not None:
             module._modules[name] = _prepared(part, done)
