@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpsims.nn._folding import Prepared, make_conv, norm_as_affine, wide
+from dpsims.nn._label_lookup import label_table
 from dpsims.nn._separable import Spreading, add_spread, is_separable_cheaper, spreading
 from dpsims.nn._spade_inputs import Condition, check_spade_inputs, enlarged
 from dpsims.nn.joined import convolve_joined
@@ -30,6 +31,7 @@ class _Modulations(Prepared):
     taps: Tensor
     rows: Tensor
     columns: Tensor
+    table: Tensor | None
 
     def __init__(
         self, parts: Sequence[tuple[SPADE, nn.Module, nn.Conv2d | None]], ignore_index: int | None
@@ -50,6 +52,11 @@ class _Modulations(Prepared):
         weights, biases = zip(*firsts, strict=True)
         self.first = make_conv(torch.cat(weights), torch.cat(biases), like)
         self.expected: list[tuple[int, ...]] = []
+        self.register_buffer("table", None)
+
+    def expect_labels(self) -> None:
+        """Keep the table that label maps are looked up in, where they are the last maps."""
+        self.table = label_table(self.first.weight, self.first.bias)
 
     def expect(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Compute once what conditions of a whole map and a small one of these sizes need.
@@ -83,10 +90,10 @@ class _Modulations(Prepared):
             if encoded is None:
                 padding = self.whole.shape[2] // 2
                 encoded = F.conv2d(maps[0], self.whole, self.first.bias, padding=padding)
-            given = Spreading(self.taps, self.rows, self.columns)
-            out = add_spread(encoded, maps[-1], given)
+            out = add_spread(encoded, maps[-1], Spreading(self.taps, self.rows, self.columns))
         elif encoded is None:
-            out = convolve_joined(maps, self.first.weight, self.first.bias, self.ignore_index)
+            given = (self.first.weight, self.first.bias, self.ignore_index)
+            out = convolve_joined(maps, *given, table=self.table)
         else:
             channels = sum(m.shape[1] for m in maps)
             weight = self.first.weight[:, -channels:]
@@ -155,6 +162,10 @@ class PreparedSPADEResBlock(Prepared):
             shapes: Channels, height and width of a map of full size, and of a smaller one.
         """
         self.modulate.expect(shapes)
+
+    def expect_labels(self) -> None:
+        """Compute once what conditions need that end in a label map; others work as before."""
+        self.modulate.expect_labels()
 
     def encode(self, maps: Condition) -> Tensor:
         """What the first maps of a condition contribute, for many calls with other maps behind.

@@ -93,4 +93,5 @@ def _tap_matrix(small: int, full: int, kernel: int, like: Tensor) -> Tensor:
     if kernel == 1:
         return matrix
     padded = F.pad(matrix, (kernel // 2, kernel // 2))
-    return padded.unfold(1, full, 1).flatten(0, 1)
+    # not a view of overlapping rows, which products take one matrix at a time
+    return padded.unfold(1, full, 1).flatten(0, 1).contiguous()

@@ -41,8 +41,9 @@ def prepare_for_inference(module: nn.Module) -> nn.Module:
     Returns:
         The copy, in evaluation mode and without gradients for its weights. Its parts are called as
         before. A part that stands for a SPADEResBlock also has ``encode(maps)``, which computes
-        what the first maps of a condition contribute, and takes the result as ``encoded=``; and
-        ``expect(shapes)``, which computes what a whole and a small map of such sizes need.
+        what the first maps of a condition contribute, and takes the result as ``encoded=``;
+        ``expect(shapes)``, which computes what a whole and a small map of such sizes need; and
+        ``expect_labels()``, which computes what conditions need that end in a label map.
 
     Raises:
         DTypeError: Not a module.
