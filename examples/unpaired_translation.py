@@ -4,7 +4,7 @@
 
 A small ResNet turns streets by day into streets at sunset, from days and sunsets of different
 streets. The generator's own encoder must recognise each patch of the output among those of the
-input. The same training without that loss stands beside it in samples.png. Time: TODO.
+input. The same training without that loss stands beside it in samples.png. Minutes on a CPU.
 """
 
 import argparse
