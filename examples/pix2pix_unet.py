@@ -3,7 +3,7 @@
     python examples/pix2pix_unet.py --out runs/pix2pix_unet
 
 ``UNet`` is a generator as many have it, ``SpadeUNet`` the same after two changes. Both learn from
-a discriminator on a frozen backbone; look at the noises of one map in samples.png. Minutes on a CPU.
+a discriminator on a frozen backbone; compare the noises of one map in samples.png.
 """
 
 import argparse
