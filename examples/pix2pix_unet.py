@@ -3,7 +3,7 @@
     python examples/pix2pix_unet.py --out runs/pix2pix_unet
 
 ``UNet`` is a generator as many have it, ``SpadeUNet`` the same after two changes. Both learn from
-a discriminator on a frozen backbone; compare the noises of one map in samples.png.
+a discriminator on a frozen backbone; compare them in samples.png. Time: 6 minutes on one thread.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train both generators, and draw and measure them on streets that neither has seen."""
     parser = argparse.ArgumentParser(description="SPADE and injected noise in a U-Net.")
     parser.add_argument("--out", type=Path, default=Path("runs/pix2pix_unet"), help="folder")
-    parser.add_argument("--steps", type=int, default=200, help="training steps of each network")
+    parser.add_argument("--steps", type=int, default=150, help="training steps of each network")
     parser.add_argument("--seed", type=int, default=0, help="of streets, weights and noise")
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
