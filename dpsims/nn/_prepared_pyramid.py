@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from dpsims.nn._folding import Prepared, fold_norm_before, fold_norm_behind, take_over
 from dpsims.nn._label_lookup import autocast_like_conv, code_table, label_table
 from dpsims.nn._prepared_attention import PreparedInjector, PreparedSelfAttention
+from dpsims.nn._pyramid_blocks import AttentionBlock
 from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
 from dpsims.nn.labels import LabelConv2d
-from dpsims.nn.pyramid import LabelMapPyramid, _AttentionBlock
+from dpsims.nn.pyramid import LabelMapPyramid
 
 _MAX_ID = 2**15
 
@@ -62,7 +63,7 @@ class PreparedPyramid(Prepared, LabelMapPyramid):
             block.norm = fold_norm_behind(conv, block.norm)
             if type(conv) is LabelConv2d:
                 self.convs[index] = PreparedLabelConv2d(conv)
-            if type(block) is _AttentionBlock:
+            if type(block) is AttentionBlock:
                 self.blocks[index] = _PreparedBlock(block)
         injectors = self._injectors()
         weights = [injector.weight for injector in injectors]
@@ -75,7 +76,7 @@ class PreparedPyramid(Prepared, LabelMapPyramid):
         return [part for part in parts if isinstance(part, PreparedInjector)]
 
     def _given_tokens(
-        self, attended: list[_AttentionBlock], tokens: Tensor | None
+        self, attended: list[AttentionBlock], tokens: Tensor | None
     ) -> Sequence[Tensor | None]:
         if self.weight is None or tokens is None:
             return super()._given_tokens(attended, tokens)
@@ -87,7 +88,7 @@ class PreparedPyramid(Prepared, LabelMapPyramid):
         ]
 
 
-class _PreparedBlock(Prepared, _AttentionBlock):
+class _PreparedBlock(Prepared, AttentionBlock):
     """A block that is given what its injector makes of the tokens."""
 
     def __init__(self, source: Any) -> None:

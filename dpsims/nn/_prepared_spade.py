@@ -14,7 +14,8 @@ from dpsims.nn._separable import Spreading, add_spread, is_separable_cheaper, sp
 from dpsims.nn._spade_inputs import Condition, check_spade_inputs, enlarged
 from dpsims.nn.joined import convolve_joined
 from dpsims.nn.labels import is_channels_last
-from dpsims.nn.spade import SPADE, SPADEResBlock
+from dpsims.nn.spade import SPADE
+from dpsims.nn.spade_block import SPADEResBlock
 from dpsims.ops.spade_tail.folded import is_fused, modulate_folded
 
 _SLOPE = 0.2

@@ -14,7 +14,8 @@ from dpsims.nn._prepared_spade import PreparedSPADE, PreparedSPADEResBlock
 from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
 from dpsims.nn.labels import LabelConv2d
 from dpsims.nn.pyramid import LabelMapPyramid
-from dpsims.nn.spade import SPADE, SPADEResBlock
+from dpsims.nn.spade import SPADE
+from dpsims.nn.spade_block import SPADEResBlock
 from dpsims.nn.spectral import fold_spectral_norm_
 
 

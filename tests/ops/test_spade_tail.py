@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from dpsims.errors import DTypeError, InputError
 from dpsims.nn.norm import BatchNorm2d
-from dpsims.nn.spade import SPADE, SPADEResBlock
+from dpsims.nn.spade import SPADE
+from dpsims.nn.spade_block import SPADEResBlock
 from dpsims.ops._launch import triton_kernel
 from dpsims.ops.spade_tail import _autograd, _choice, _library, api
 from dpsims.ops.spade_tail.api import ChannelStatistics, channel_moments, spade_tail

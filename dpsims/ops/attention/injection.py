@@ -241,9 +241,7 @@ def _has_triton() -> bool:
     # without a driver there are only tensors without values, for which no kernel runs
     if torch.version.hip is not None or not torch.cuda.is_available():
         return False
-    if torch.cuda.get_device_capability() < (8, 0):
-        return False
-    return _impl.HAS_TRITON
+    return _impl.HAS_TRITON and torch.cuda.get_device_capability() >= (8, 0)
 
 
 # asked while tracing and then constant: torch.compiler.assume_constant_result does no more than
