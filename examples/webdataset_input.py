@@ -2,9 +2,9 @@
 
     python examples/webdataset_input.py --out runs/webdataset_input
 
-Crops of photographs become tar shards of JPEG images and PNG label maps. One pass over the stream
-finds the classes of each; then it repeats images of large `image_sampling_weights`, leaves out
-others, and a segmentation net trains on what comes. Compare the halves of samples.png. Time: TIME.
+Crops of photographs become tar shards of JPEG images and PNG label maps. One pass finds the
+classes of each; then a segmentation net trains on a stream that repeats images of large
+`image_sampling_weights` and leaves out others. See samples.png. Time: 1.5 minutes on one thread.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from random import Random
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,17 +27,18 @@ from torch import Tensor
 from dpsims import ConditionedBackbone, UNetDecoder, class_balance_weights, pixel_focal_loss
 from dpsims.data import LabelSpec, class_presence, image_sampling_weights
 from dpsims_reference.data.photos import PHOTOS, PhotoCrops
-from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
+from dpsims_reference.figures import captioned_grid, save_image, to_uint8
 
 SPEC, IMAGES = LabelSpec(12), 1024
 
 
 def write_shards(folder: Path, count: int, rng: torch.Generator) -> list[str]:
-    """Put ``00000.jpg``, ``00000.png``, ... into tar files of 64 pairs."""
+    """Put ``00000.jpg``, ``00000.png``, ... into tar files of 64 pairs; few of the last photos."""
     folder.mkdir(parents=True, exist_ok=True)
     data = PhotoCrops(tuple(PHOTOS), num_classes=12, crop_size=64, split="all")
+    places = torch.multinomial(torch.linspace(0, -5, len(data)).exp(), count, True, generator=rng)
     with wds.ShardWriter(str(folder / "%04d.tar"), maxcount=64, verbose=0) as shards:
-        for n, place in enumerate(torch.randint(len(data), (count,), generator=rng).tolist()):
+        for n, place in enumerate(places.tolist()):
             image, labels, _ = data.draw(place, rng)
             shards.write({"__key__": f"{n:05d}", "jpg": to_uint8(image), "png": labels.numpy()})
     return sorted(map(str, folder.glob("*.tar")))
@@ -99,17 +99,17 @@ def main(argv: list[str] | None = None) -> None:
     relative = dict(zip(ids_of, (weights / weights.mean()).tolist(), strict=True))
     balanced = open_stream(urls, relative, args.seed)
     drawn, losses = zip(*train(balanced, args.steps), strict=True)
-    rows: list[tuple[str, list[np.ndarray]]] = []
+    rows, rarest = list[tuple[str, list[np.ndarray]]](), int(presence.sum(0).argmin())
     for name, stream in (("as stored", stored), ("balanced", balanced)):
-        _, images, labels = zip(*islice(stream, 10), strict=True)
+        _, images, labels = zip(*islice(stream, 36), strict=True)
         photos = torch.stack(images).movedim(1, -1).numpy()
-        painted = 0.4 * photos + 0.6 * np.stack(label_pictures(SPEC, torch.stack(labels)))
-        rows += [(name, list(photos)), ("", list(painted.astype(np.uint8)))]
+        photos[torch.stack(labels).numpy() == rarest] = (255, 0, 120)
+        rows += [(name, list(photos[n : n + 12])) for n in (0, 12, 24)]
     save_image(args.out / "samples.png", captioned_grid(rows))
     keys, held = list(ids_of), presence.double()
     came = held[[keys.index(key) for batch in drawn for key in batch]]
     due = weights @ held / weights.sum()
-    figures = {"images_per_second": [rate], "loss": [fmean(losses[:10]), fmean(losses[-10:])]}
+    figures = {"images_per_second": [rate], "loss": [np.mean(losses[:10]), np.mean(losses[-10:])]}
     for name, *shares in zip(SPEC.names, held.mean(0), came.mean(0), due, strict=True):
         figures[name] = [round(float(share), 3) for share in shares]
     (args.out / "figures.json").write_text(text := json.dumps(figures))
