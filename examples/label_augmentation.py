@@ -10,7 +10,6 @@ segmenter learns from both. Look at the bars in samples.png.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,7 +40,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class Generator(nn.Module):
     """SPADE blocks from 4x4 to 64x64 that read a pyramid made of the label map and the noise."""
 
-    def __init__(self, widths: Sequence[int] = (64, 64, 48, 32, 24)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (64, 64, 48, 32, 24)) -> None:
         super().__init__()
         self.mapper = NoiseMapper(64, 64)
         sizes = {"num_levels": 4, "image_size": 64, "attention_size": 16}
@@ -92,7 +91,7 @@ def train(images: Tensor, labels: Tensor, maps: Tensor, steps: int) -> Generator
     return generator
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train the generator, paint, train segmenters with and without what it painted."""
     parser = argparse.ArgumentParser(description="Label maps as training data of a segmenter.")
     parser.add_argument("--out", type=Path, default=Path("runs/label_augmentation"), help="folder")
@@ -109,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts = [generator(part, torch.randn(len(part), 64).to(DEVICE)) for part in maps.split(20)]
     painted = torch.cat(parts)
     ways = {"8 real": [few], "+ painted": [few, (painted, maps)], "+ as many real": [few, more]}
-    runs = compare_data(ways, heldout, K, steps=options.steps // 3, seeds=3)
+    runs = compare_data(ways, heldout, K, steps=options.steps // 4, seeds=3)
     colours = [label_pictures(sets[0].spec, part[:8]) for part in (few[1], more[1])]
-    rows = [("real", to_uint8(few[0])), ("its maps", colours[0]), ("new maps", colours[1])]
+    rows = [("real", to_uint8(few[0])), ("their maps", colours[0]), ("new maps", colours[1])]
     for number, part in enumerate(painted.split(len(more[1])), 1):
         rows.append((f"painted,\nnoise {number}", to_uint8(part[:8])))
     write_comparison(options.out, runs, {"mIoU": runs}, rows, xlabel="mIoU on unseen scenes")

@@ -24,8 +24,8 @@ from dpsims_reference.data.sample import ImageDataset
 from dpsims_reference.figures import captioned_grid
 
 _BATCH = 8
-_HEIGHT, _BARS = 5.6, 4.6
-_COLOURS = ("#b4bac4", "#2f6db5", "#e39a3c")
+_DPI, _BARS = 120, 3.6
+_COLOURS = ("#2f6db5", "#e8973a", "#7a8699")
 _INK, _PALE = "#303030", "#e2e2e2"
 
 Labelled = tuple[Float[Tensor, "B 3 H W"], UInt8[Tensor, "B H W"]]
@@ -179,17 +179,17 @@ def write_comparison(
     from matplotlib.figure import Figure
 
     grid = captioned_grid(rows)
-    beside = _HEIGHT * grid.shape[1] / grid.shape[0]
-    figure = Figure(figsize=(_BARS + beside, _HEIGHT + 0.3), layout="constrained")
-    bars, pictures = figure.subplots(1, 2, width_ratios=(_BARS, beside))
+    height, width = (pixels / _DPI for pixels in grid.shape[:2])
+    figure = Figure(figsize=(_BARS + width, height + 0.4), layout="constrained")
+    bars, pictures = figure.subplots(1, 2, width_ratios=(_BARS, width))
     _draw_bars(bars, ways)
     bars.set_xlabel(xlabel, fontsize=9)
     if len(ways) > 1:
         figure.legend(loc="outside lower left", ncols=len(ways), fontsize=9, frameon=False)
-    pictures.imshow(grid, interpolation="none")
+    pictures.imshow(grid)
     pictures.set_axis_off()
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "samples.png", dpi=110)
+    figure.savefig(out / "samples.png", dpi=_DPI)
     text = json.dumps(figures, indent=1) + "\n"
     (out / "figures.json").write_text(text, encoding="utf-8")
 
@@ -206,9 +206,11 @@ def _draw_bars(axis: Any, ways: Mapping[str, Mapping[str, Sequence[float]]]) -> 
             runs = measured[name]
             if len(runs) > 1:
                 axis.plot(runs, [row] * len(runs), "o", color=_INK, markersize=3)
-            axis.text(max(runs) + 0.01, row, f"{mean:.2f}", va="center", fontsize=7.5, color=_INK)
+            text = f"{mean:.3f}" if len(runs) > 1 else f"{mean:.2f}"
+            axis.text(max(runs) + 0.01, row, text, va="center", fontsize=7.5, color=_INK)
     axis.set_yticks(range(len(names)), names, fontsize=9, color=_INK)
     axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlim(0, 1.15 * max(max(runs) for groups in ways.values() for runs in groups.values()))
     axis.tick_params(length=0, labelsize=9)
     axis.spines[:].set_visible(False)
     axis.set_axisbelow(True)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from support import assert_equal, assert_message
+from torch import nn
 
 from dpsims.errors import InputError
+from dpsims_reference import segmenting
 from dpsims_reference.data.scenes import StreetScenes
 from dpsims_reference.segmenting import (
     Segmenter,
@@ -47,7 +49,7 @@ def test_views_are_stacked_in_the_order_asked_for():
 
 
 def test_a_net_that_knows_the_answer_scores_one(halves):
-    images, labels = halves
+    labels = halves[1]
 
     def oracle(batch):
         bright = batch.mean(1) > 0
@@ -60,16 +62,28 @@ def test_a_net_that_knows_the_answer_scores_one(halves):
     assert score_segmenter(lambda batch: oracle(-batch), halves, 2)[0].miou == 0
 
 
-def test_training_learns_and_leaves_the_random_state_alone(halves):
+class OneLayer(nn.Module):
+    """Stands for the segmenter where it should be fast."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, images):
+        return 10 * self.layer(images)
+
+
+def test_segmenters_learn_what_they_are_shown(halves, monkeypatch):
+    monkeypatch.setattr(segmenting, "Segmenter", OneLayer)
     before = torch.get_rng_state()
-    (first,) = compare_data({"way": [halves]}, halves, 2, steps=1, seeds=1)["way"]
-    net = train_segmenter([halves], 2, 20)
+    wrong = halves[0], 1 - halves[1]
+    runs = compare_data({"right": [halves], "wrong": [wrong]}, halves, 2, steps=100, seeds=2)
     assert_equal(torch.get_rng_state(), before)
-    assert score_segmenter(net, halves, 2)[0].miou > max(0.8, first)
-    again = train_segmenter([halves], 2, 20)
-    assert_equal(again.decoder.head.weight, net.decoder.head.weight)
-    other = train_segmenter([halves], 2, 20, seed=1)
-    assert not torch.equal(other.decoder.head.weight, net.decoder.head.weight)
+    assert min(runs["right"]) > 0.9
+    assert max(runs["wrong"]) < 0.1
+    weights = [train_segmenter([halves], 2, 2, seed=seed).layer.weight for seed in (0, 0, 1)]
+    assert_equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_encoder_is_frozen(halves):
@@ -79,13 +93,14 @@ def test_the_encoder_is_frozen(halves):
     assert not [name for name, _ in net.named_parameters() if name.startswith("backbone")]
 
 
-def test_every_source_has_an_equal_part(halves):
-    """Half of what is learnt from contradicts the other half: nothing can be known."""
+def test_every_source_has_an_equal_part(halves, monkeypatch):
+    """One image that contradicts four others counts as much as they: nothing is sure."""
+    monkeypatch.setattr(segmenting, "Segmenter", OneLayer)
     images, labels = halves
-    net = train_segmenter([halves, (images[:1], 1 - labels[:1])], 2, 20)
+    net = train_segmenter([halves, (images[:1], 1 - labels[:1])], 2, 100)
     with torch.no_grad():
         chance = net(images).softmax(1)
-    assert (chance - 0.5).abs().mean() < 0.15
+    assert (chance - 0.5).abs().mean() < 0.2
 
 
 @pytest.mark.parametrize(
@@ -103,12 +118,15 @@ def test_bad_arguments_are_named(sources, steps, name):
 
 
 def test_the_comparison_is_written(tmp_path):
-    rows = [("one", np.zeros((2, 32, 64, 3), np.uint8)), ("two", np.full((2, 32, 64, 3), 99, np.uint8))]
+    rows = [
+        ("one", np.zeros((2, 32, 64, 3), np.uint8)),
+        ("two", np.full((2, 32, 64, 3), 99, np.uint8)),
+    ]
     ways = {"plain": {"a": [0.1], "b": [0.2, 0.4]}, "other": {"a": [0.3], "b": [0.9, 0.5]}}
     write_comparison(tmp_path / "new", {"a": 1.5}, ways, rows, xlabel="IoU")
     assert json.loads((tmp_path / "new" / "figures.json").read_text()) == {"a": 1.5}
     with Image.open(tmp_path / "new" / "samples.png") as picture:
         drawn = np.asarray(picture.convert("RGB")).astype(int)
     # both rows of the grid and the bars of both ways are in it
-    for colour in ((0, 0, 0), (99, 99, 99), (180, 186, 196), (47, 109, 181)):
+    for colour in ((0, 0, 0), (99, 99, 99), (47, 109, 181), (232, 151, 58)):
         assert (np.abs(drawn - colour).max(-1) <= 2).sum() > 200, colour

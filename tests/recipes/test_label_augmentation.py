@@ -1,0 +1,64 @@
+"""The recipe at tiny size: it writes what it says, and both noise and map reach the image."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "label_augmentation.py"
+
+
+@pytest.fixture
+def recipe():
+    spec = importlib.util.spec_from_file_location("label_augmentation", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def data():
+    """Images that are bright where the class is 1."""
+    labels = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    labels[:2, :, 32:] = 1
+    labels[2:, 32:] = 1
+    return labels[:, None].expand(-1, 3, -1, -1) * 1.6 - 0.8, labels
+
+
+def test_it_writes_a_picture_and_figures(recipe, tmp_path):
+    recipe.main(["--out", str(tmp_path), "--steps", "3", "--maps", "8"])
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures) == {"8 real", "+ painted", "+ as many real"}
+    for runs in figures.values():
+        assert len(runs) == 3
+        assert all(0 <= miou <= 1 for miou in runs)
+
+
+def test_training_is_a_function_of_the_seed(recipe, data):
+    painted = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        generator = recipe.train(*data, data[1], 2)
+        with torch.no_grad():
+            painted.append(generator(data[1], torch.ones(4, 64)))
+    assert torch.equal(painted[0], painted[1])
+    assert not torch.allclose(painted[0], painted[2])
+
+
+def test_the_noise_and_the_map_change_the_image(recipe, data):
+    torch.manual_seed(0)
+    generator = recipe.train(*data, data[1], 4)
+    labels, latents = data[1][::2], torch.randn(2, 64)
+    with torch.no_grad():
+        images = generator(labels, latents)
+        other_noise, other_map = generator(labels, -latents), generator(labels.mT, latents)
+    # the noise's gates were closed at the start
+    assert (images - other_noise).abs().mean() > 1e-4
+    assert (images - other_map).abs().mean() > 1e-2
+
+
+def test_the_recipe_is_short():
+    assert len(SCRIPT.read_text().splitlines()) <= 120
