@@ -4,7 +4,7 @@
 
 `class_presence`, `image_sampling_weights` and `ClassBalancedSampler` stand where a data loader
 takes its sampler, `class_balance_weights` and `pixel_focal_loss` where the loss is. Look at the
-bars of the rare classes in samples.png.
+bars of the rare classes in samples.png. Time: 4.5 minutes on one thread.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def train(data: TensorDataset, steps: int, seed: int, balanced: bool) -> Segment
         images, labels = mirror(*(part.to(DEVICE) for part in batch))
         logits = net(images)
         if balanced:
-            class_weights = class_balance_weights(labels, K)
+            # by the full weights too many pixels would be taken for a rare class
+            class_weights = class_balance_weights(labels, K).sqrt()
             loss = pixel_focal_loss(logits, labels, class_weights=class_weights)
         else:
             loss = F.cross_entropy(logits, labels.long(), ignore_index=255)
@@ -90,15 +91,14 @@ def main(argv: list[str] | None = None) -> None:
     """Train twice, measure on scenes of other streets, draw."""
     parser = argparse.ArgumentParser(description="Balanced training of a segmentation net.")
     parser.add_argument("--out", type=Path, default=Path("runs/balanced_segmentation"))
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each net")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each net")
     parser.add_argument("--scenes", type=int, default=2000, help="scenes before the thinning")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order")
     options = parser.parse_args(argv)
     scenes = StreetScenes(options.scenes, image_size=SIZE)
     images, labels = stack_views(scenes, long_tailed(scenes))
     heldout = stack_views(StreetScenes(options.scenes // 16, image_size=SIZE, seed=1))
-    counts = torch.bincount(labels.flatten().long(), minlength=K)
-    order = counts.argsort(descending=True).tolist()
+    order = labels.flatten().bincount(minlength=K).argsort(descending=True).tolist()
     rare = order[-(K // 3) :]
     shown = torch.isin(heldout[1], torch.tensor(rare)).sum((1, 2)).topk(4).indices
     draw = functools.partial(label_pictures, scenes.spec)
@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         net = train(TensorDataset(images, labels), options.steps, options.seed, way == "balanced")
         scores, found = score_segmenter(net.cpu(), heldout, K)
         iou = scores.per_class_iou.nan_to_num()
-        accuracy = {"pixel_accuracy": scores.pixel_accuracy}
-        figures[way] = accuracy | {"miou": scores.miou, "rare_miou": iou[rare].mean().item()}
+        figures[way] = {"miou": scores.miou, "rare_miou": iou[rare].mean().item()}
+        figures[way]["pixel_accuracy"] = scores.pixel_accuracy
         print(f"{way}: mIoU {scores.miou:.3f}, of the rare classes {iou[rare].mean():.3f}")
         bars[way] = {CLASS_NAMES[i] + " *" * (i in rare): [iou[i].item()] for i in order}
         rows.append((way, draw(found[shown])))
