@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
@@ -92,6 +94,7 @@ class LabelMapPyramid(nn.Module):
         check_int(owner, "attention_size", attention_size, minimum=0)
         check_bool(owner, "self_attention", self_attention)
         check_bool(owner, "cross_attention", cross_attention)
+        self.channels = channels
         self.token_dim, self.cross_attention = token_dim, cross_attention
         self.step = 2 ** (num_levels - 1)
         if image_size % self.step:
@@ -164,11 +167,17 @@ class LabelMapPyramid(nn.Module):
         if not attended:
             return maps
         *levels, hidden = maps
-        for block in attended:
+        for block, given in zip(attended, self._given_tokens(attended, tokens), strict=True):
             if block is not attended[0]:
                 hidden = block.activation(block.norm(self.convs[len(levels)](levels[-1])))
-            levels.append(block(hidden, tokens))
+            levels.append(block(hidden, given))
         return levels
+
+    def _given_tokens(
+        self, attended: list[_AttentionBlock], tokens: Tensor | None
+    ) -> Sequence[Tensor | None]:
+        """What each block with attention is given of the tokens."""
+        return [tokens] * len(attended)
 
     def _check_tokens(self, like: Tensor, tokens: Tensor | None) -> None:
         owner = "LabelMapPyramid"
@@ -239,8 +248,12 @@ class _AttentionBlock(nn.Module):
 
     def forward(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
         """From the normalised and activated map on; what stands before it sees no token."""
-        if self.inject is not None and self.inject_norm is not None:
-            hidden = self.activation(self.inject_norm(self.inject(hidden, tokens)))
+        hidden = self._injected(hidden, tokens)
         if self.attend is not None:
             hidden = self.activation(self.attend(hidden))
         return self.project(self.attend_norm(hidden))
+
+    def _injected(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+        if self.inject is None or self.inject_norm is None:
+            return hidden
+        return self.activation(self.inject_norm(self.inject(hidden, tokens)))

@@ -59,6 +59,14 @@ class PreparedGenerator(ImageGenerator):
         self.latent_dim, self.spatial_noise = generator.latent_dim, generator.spatial_noise
         self.model = cast("Generator", prepare_for_inference(generator))
         self.to_rgb = self.model.to_rgb
+        height, width = generator.image_size
+        sizes = [(height >> level, width >> level) for level in range(len(self.model.blocks))]
+        channels = self.model.pyramid.channels
+        block: Any
+        for block, size in zip(self.model.blocks, reversed(sizes), strict=True):
+            # a block of another class stays as it is
+            if hasattr(block, "expect"):
+                block.expect([(channels, *size), (channels, *sizes[-1])])
         self.eval()
 
     @property
