@@ -68,6 +68,9 @@ class OneLayer(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
         self.layer = nn.Conv2d(3, num_classes, 1)
+        # from where few steps lead to the answer, whatever the seed
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
 
     def forward(self, images):
         return 10 * self.layer(images)
