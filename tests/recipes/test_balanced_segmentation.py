@@ -47,12 +47,16 @@ class OneLayer(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.decoder = torch.nn.Conv2d(3, 12, 1)
+        # from where few steps lead to the answer, whatever the seed
+        torch.nn.init.zeros_(self.decoder.weight)
+        torch.nn.init.zeros_(self.decoder.bias)
 
     def forward(self, images):
         return 10 * self.decoder(images)
 
 
 def test_it_writes_a_picture_and_figures(recipe, tmp_path):
+    recipe.Segmenter = OneLayer
     recipe.main(["--out", str(tmp_path), "--steps", "2", "--scenes", "80"])
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     figures = json.loads((tmp_path / "figures.json").read_text())
