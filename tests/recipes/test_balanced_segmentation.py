@@ -56,7 +56,7 @@ class OneLayer(torch.nn.Module):
 
 
 def test_it_writes_a_picture_and_figures(recipe, tmp_path):
-    recipe.Segmenter = OneLayer
+    recipe.SegmentationNet = OneLayer
     recipe.main(["--out", str(tmp_path), "--steps", "2", "--scenes", "80"])
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -70,7 +70,7 @@ def test_it_writes_a_picture_and_figures(recipe, tmp_path):
 
 def test_the_encoder_is_left_alone(recipe, data):
     torch.manual_seed(0)
-    before, net = recipe.Segmenter(), recipe.train(data, 2, 0, balanced=True)
+    before, net = recipe.SegmentationNet(), recipe.train(data, 2, 0, balanced=True)
     old, new = before.backbone._frozen_network, net.backbone._frozen_network
     for name, tensor in old.state_dict().items():
         assert torch.equal(tensor, new.state_dict()[name]), name
@@ -80,7 +80,7 @@ def test_the_encoder_is_left_alone(recipe, data):
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_training_is_a_function_of_the_seed(recipe, data, balanced):
-    recipe.Segmenter = OneLayer
+    recipe.SegmentationNet = OneLayer
     nets = [recipe.train(data, 3, seed, balanced=balanced) for seed in (0, 0, 1)]
     weights = [net.decoder.weight for net in nets]
     assert torch.equal(weights[0], weights[1])
@@ -89,7 +89,7 @@ def test_training_is_a_function_of_the_seed(recipe, data, balanced):
 
 def test_balanced_training_sees_the_rare_image_more_often(recipe, data):
     # what is learnt is not what this is about
-    recipe.Segmenter = OneLayer
+    recipe.SegmentationNet = OneLayer
     shares = {}
     for balanced in (False, True):
         data.drawn.clear()
@@ -105,7 +105,7 @@ def test_balanced_training_sees_the_rare_image_more_often(recipe, data):
 @pytest.mark.parametrize("balanced", [False, True])
 def test_images_and_maps_stay_together(recipe, balanced):
     """The class is the brightness. Where half of the maps are mirrored alone, nothing is sure."""
-    recipe.Segmenter = OneLayer
+    recipe.SegmentationNet = OneLayer
     labels = torch.zeros(8, 8, 8, dtype=torch.uint8)
     labels[..., 4:] = 9
     images = torch.where(labels == 9, 1.0, -1.0)[:, None].repeat(1, 3, 1, 1)

@@ -42,7 +42,7 @@ class OneLayer(torch.nn.Module):
 
 def test_it_writes_a_picture_and_figures(recipe, tmp_path, monkeypatch):
     # training is what the other tests are about
-    monkeypatch.setattr(segmenting, "Segmenter", OneLayer)
+    monkeypatch.setattr(segmenting, "SegmentationNet", OneLayer)
     monkeypatch.setattr(recipe, "train", lambda *args: recipe.Generator().to(recipe.DEVICE))
     recipe.main(["--out", str(tmp_path), "--steps", "4", "--maps", "8"])
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")

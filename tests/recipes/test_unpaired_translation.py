@@ -23,9 +23,9 @@ def example():
 class Quick(torch.nn.Module):
     """Stands for the networks that only measure."""
 
-    def __init__(self):
+    def __init__(self, num_classes):
         super().__init__()
-        self.decoder = torch.nn.Conv2d(3, 12, 1)
+        self.decoder = torch.nn.Conv2d(3, num_classes, 1)
 
     def forward(self, images):
         return self.decoder(images)
@@ -33,7 +33,7 @@ class Quick(torch.nn.Module):
 
 @pytest.fixture
 def quick_report(monkeypatch):
-    monkeypatch.setattr(scene_figures, "SceneSegmenter", Quick)
+    monkeypatch.setattr(scene_figures, "SegmentationNet", Quick)
     pooled = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
     monkeypatch.setattr(scene_figures, "PooledFeatures", lambda: pooled)
 

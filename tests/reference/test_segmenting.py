@@ -15,7 +15,7 @@ from dpsims.errors import InputError
 from dpsims_reference import segmenting
 from dpsims_reference.data.scenes import StreetScenes
 from dpsims_reference.segmenting import (
-    Segmenter,
+    SegmentationNet,
     compare_data,
     score_segmenter,
     stack_views,
@@ -77,7 +77,7 @@ class OneLayer(nn.Module):
 
 
 def test_segmenters_learn_what_they_are_shown(halves, monkeypatch):
-    monkeypatch.setattr(segmenting, "Segmenter", OneLayer)
+    monkeypatch.setattr(segmenting, "SegmentationNet", OneLayer)
     before = torch.get_rng_state()
     wrong = halves[0], 1 - halves[1]
     runs = compare_data({"right": [halves], "wrong": [wrong]}, halves, 2, steps=100, seeds=2)
@@ -91,14 +91,14 @@ def test_segmenters_learn_what_they_are_shown(halves, monkeypatch):
 
 def test_the_encoder_is_frozen(halves):
     net = train_segmenter([halves], 2, 2)
-    start, end = Segmenter(2).backbone.identity, net.backbone.identity
+    start, end = SegmentationNet(2).backbone.identity, net.backbone.identity
     assert start == end
     assert not [name for name, _ in net.named_parameters() if name.startswith("backbone")]
 
 
 def test_every_source_has_an_equal_part(halves, monkeypatch):
     """One image that contradicts four others counts as much as they: nothing is sure."""
-    monkeypatch.setattr(segmenting, "Segmenter", OneLayer)
+    monkeypatch.setattr(segmenting, "SegmentationNet", OneLayer)
     images, labels = halves
     net = train_segmenter([halves, (images[:1], 1 - labels[:1])], 2, 100)
     with torch.no_grad():
