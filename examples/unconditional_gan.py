@@ -60,7 +60,7 @@ def train(
     average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.99))
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.0, 0.99))
-    loss, augment = AdversarialLoss("hinge"), DiffAugment()
+    loss, augment = AdversarialLoss("hinge"), DiffAugment(color=False)
     yield average.eval().requires_grad_(False)
     for step in range(steps):
         real = draw_crops(photos, BATCH)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, compare samples with real crops, and show them."""
     parser = argparse.ArgumentParser(description="An unconditional GAN with a pre-trained D")
     parser.add_argument("--out", type=Path, required=True, help="folder of picture and figures")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps")
+    parser.add_argument("--steps", type=int, default=800, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     parser.add_argument("--from-scratch", action="store_true", help="a random, trained backbone")
     args = parser.parse_args(argv)
