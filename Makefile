@@ -4,9 +4,14 @@ VENV ?= .venv
 TORCH ?= default
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-setup
+RECIPES := $(basename $(notdir $(wildcard examples/*.py)))
+
+ifeq ($(MAKECMDGOALS)$(NAME),recipe)
+$(error NAME must be one of $(RECIPES))
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench lint docs clean
+.PHONY: help setup demo recipe test soak bench lint docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +29,9 @@ setup: $(STAMP)  ## make .venv with everything (TORCH=cpu takes the small CPU wh
 
 demo: $(STAMP)  ## train the tiny model on two photographs and write runs/demo (about 10 minutes)
 	$(BIN)/python -m dpsims_reference demo --out runs/demo
+
+recipe: $(STAMP)  ## train one recipe of examples/ (NAME=unconditional_gan) and write runs/NAME
+	$(BIN)/python examples/$(NAME).py --out runs/$(NAME)
 
 test: $(STAMP)  ## run every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=dpsims --cov-report=term:skip-covered --cov-fail-under=95

@@ -10,9 +10,11 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT), str(ROOT / "examples")]
 
 # found through the path above
+from gallery import RecipeCards  # noqa: E402
+
 import dpsims  # noqa: E402
 from dpsims_reference.experiments import tables  # noqa: E402
 from dpsims_reference.experiments.experiment import Experiment  # noqa: E402
@@ -36,7 +38,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"dpsims {version}"
 html_static_path = ["_static"]
-html_css_files = ["sort-tables.css"]
+html_css_files = ["sort-tables.css", "pages.css"]
 html_js_files = ["sort-tables.js"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#2456a6", "color-brand-content": "#2456a6"},
@@ -66,7 +68,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Tensor|nn\..*|F\..*|ValueError|TypeError|RuntimeError|ArithmeticError)"),
     (
         r"py:.*",
-        r"(ModuleNotFoundError|IndexError|OSError|KeyError|object|int|float|str|bool|tuple|list|dict)",
+        r"(AttributeError|ModuleNotFoundError|IndexError|OSError|KeyError|object|int|float|str|bool|tuple|list|dict)",
     ),
 ]
 
@@ -102,5 +104,6 @@ class ExperimentTables(SphinxDirective):
 
 
 def setup(app: Sphinx) -> None:
-    """Add the project's own directive."""
+    """Add the project's own directives."""
     app.add_directive("experiment-tables", ExperimentTables)
+    app.add_directive("recipe-cards", RecipeCards)

@@ -12,6 +12,13 @@ class InputError(ValueError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> from dpsims import NoiseMapper
+        >>> NoiseMapper(latent_dim=0)
+        Traceback (most recent call last):
+            ...
+        dpsims.errors.InputError: NoiseMapper: latent_dim must be at least 1; got 0
     """
 
 
@@ -20,6 +27,10 @@ class DTypeError(TypeError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(DTypeError, TypeError)
+        True
     """
 
 
@@ -28,6 +39,10 @@ class BackboneError(ValueError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(BackboneError, ValueError)
+        True
     """
 
 
@@ -36,6 +51,10 @@ class DataError(RuntimeError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(DataError, RuntimeError)
+        True
     """
 
 
@@ -44,6 +63,10 @@ class NonFiniteError(ArithmeticError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(NonFiniteError, ArithmeticError)
+        True
     """
 
 
@@ -52,6 +75,10 @@ class CheckpointError(RuntimeError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(CheckpointError, RuntimeError)
+        True
     """
 
 
@@ -60,6 +87,10 @@ class CorruptCheckpointError(CheckpointError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(CorruptCheckpointError, CheckpointError)
+        True
     """
 
 
@@ -68,6 +99,10 @@ class UnsafeCheckpointError(CheckpointError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(UnsafeCheckpointError, CheckpointError)
+        True
     """
 
 
@@ -76,6 +111,10 @@ class IncompatibleCheckpointError(CheckpointError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(IncompatibleCheckpointError, CheckpointError)
+        True
     """
 
 
@@ -84,4 +123,8 @@ class DistributedError(RuntimeError):
 
     Source:
         Not from the paper: the library's error contract.
+
+    Example:
+        >>> issubclass(DistributedError, RuntimeError)
+        True
     """

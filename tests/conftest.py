@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", max_examples=50, derandomize=True, print_blob=True, **_SHARED)
+settings.register_profile("ci", max_examples=30, derandomize=True, print_blob=True, **_SHARED)
 settings.register_profile("dev", max_examples=20, **_SHARED)
 settings.register_profile("thorough", max_examples=1000, **_SHARED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -30,6 +30,10 @@ class AugmentParams(NamedTuple):
 
     Source:
         Zhao et al., NeurIPS 2020 (DiffAugment), Sec. 3.
+
+    Example:
+        >>> DiffAugment(flip=True).sample(2).color.shape
+        torch.Size([3, 2])
     """
 
     flip: Bool[Tensor, " B"]
@@ -47,6 +51,11 @@ class AugmentedBatch(NamedTuple):
 
     Source:
         Zhao et al., NeurIPS 2020 (DiffAugment), Sec. 3.
+
+    Example:
+        >>> out = DiffAugment()(torch.rand(2, 3, 16, 16))
+        >>> out.images.shape, out.labels
+        (torch.Size([2, 3, 16, 16]), None)
     """
 
     images: Float[Tensor, "B C H W"]

@@ -48,6 +48,10 @@ class LabelSpec:
         palette: One RGB colour per class, 0 to 255. ``None`` takes well-separated colours that
             depend on the class id only.
 
+    Shape:
+        - :meth:`map_ids` keeps the shape of its ids, :meth:`colorize` gives ``(H, W, 3)`` bytes of
+          a map ``(H, W)``
+
     Raises:
         InputError: A size, an id, a name or a colour is out of range.
         DTypeError: An argument has another type.

@@ -17,6 +17,12 @@ class PixelFocalTerms(NamedTuple):
 
     Source:
         Berrada et al., CVPR 2024, Sec. 3.3, Eq. (3).
+
+    Example:
+        >>> import torch
+        >>> terms = PixelFocalTerms(torch.tensor(0.5), torch.tensor(0.25))
+        >>> float(sum(terms))
+        0.75
     """
 
     real: Float[Tensor, ""]

@@ -35,6 +35,11 @@ class AdversarialTerms(NamedTuple):
     Source:
         Goodfellow et al., NeurIPS 2014, Eq. (1); the penalty: Mescheder et al., ICML 2018,
         Eq. (9).
+
+    Example:
+        >>> terms = AdversarialLoss("hinge").discriminator_terms(torch.ones(4), torch.zeros(4))
+        >>> [float(term) for term in terms]
+        [0.0, 1.0, 0.0]
     """
 
     real: Float[Tensor, ""]

@@ -28,6 +28,10 @@ class LabelMix(NamedTuple):
 
     Source:
         Schönfeld et al., ICLR 2021 (OASIS), Sec. 3.2.
+
+    Example:
+        >>> LabelMix(torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)).mask.shape
+        torch.Size([2, 1, 4, 4])
     """
 
     images: Float[Tensor, "B C H W"]
@@ -66,6 +70,7 @@ def label_mix(
             integer map; ``generator`` is not a generator.
 
     Note:
+        Units: those of the images; the mask is 0 or 1.
         Pixels whose id is out of range turn NaN on other devices than the CPU.
         Cost: ``O(B C H W)``. Gradients: any order.
     Source:

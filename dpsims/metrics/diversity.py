@@ -124,9 +124,12 @@ def lpips_distance(
         weights: File with the network's ImageNet weights, ``.pth`` or ``.safetensors``. ``None``
             looks where torchvision puts it, ``$TORCH_HOME/hub/checkpoints``.
 
+    Shape:
+        - what is returned takes two batches ``(B, 3, H, W)`` and gives ``(B,)``
+
     Returns:
-        A frozen Module in eval mode, called with two batches ``(B, 3, H, W)`` in [-1, 1], that
-        gives ``(B,)``. Move it with ``.to()``.
+        A frozen Module in eval mode, called with two batches of images in [-1, 1]. Move it with
+        ``.to()``.
 
     Raises:
         InputError: ``net`` is none of the three.

@@ -89,6 +89,9 @@ class FrechetFeatureDistance(nn.Module):
         num_features: Width ``D``. ``None`` asks the extractor's ``num_features``.
         warn_rank: As in :func:`frechet_distance`.
 
+    Shape:
+        - :meth:`update` takes images ``(B, 3, H, W)``, :meth:`compute` gives a number
+
     Raises:
         InputError: ``name`` is empty, or the number of features is not known.
         DTypeError: ``extractor`` is no Module, ``name`` no text.

@@ -28,6 +28,10 @@ class NoiseGate(NamedTuple):
 
     Source:
         Berrada et al., CVPR 2024, Eq. (2). Theirs -> ours: eta -> value.
+
+    Example:
+        >>> NoiseGate("blocks.2.inject", "CrossAttentionNoiseInjector", 0.0).value
+        0.0
     """
 
     name: str
@@ -48,6 +52,10 @@ class NoiseScale(NamedTuple):
 
     Source:
         Not from the paper: the law of total variance, over noises given image and position.
+
+    Example:
+        >>> NoiseScale("blocks.2", 64, (16, 16), distance=0.1, share=0.5).share
+        0.5
     """
 
     name: str
@@ -67,6 +75,11 @@ class NoiseSensitivity(NamedTuple):
 
     Source:
         Not from the paper.
+
+    Example:
+        >>> found = NoiseSensitivity(gates=(), scales=(), diversity=0.25)
+        >>> found.numbers()
+        {'noise_diversity': 0.25}
     """
 
     gates: tuple[NoiseGate, ...]
@@ -223,7 +236,8 @@ def _scale(name: str, maps: Tensor) -> NoiseScale:
     """``maps`` is ``(S, B, C, H, W)``."""
     wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
     pairs = [(wide[i] - wide[j]).abs().mean() for j in range(1, len(wide)) for i in range(j)]
-    from_noise = wide.var(0, correction=0).mean((0, 2, 3))
+    # from the first sample on, so that equal ones have no variance at all
+    from_noise = (wide - wide[0]).var(0, correction=0).mean((0, 2, 3))
     total = wide.var((0, 1, 3, 4), correction=0)
     # the two variances are measured apart: rounding must not leave [0, 1]
     share = (from_noise.sum() / total.sum()).clamp(0, 1) if bool(total.sum() != 0) else total.sum()

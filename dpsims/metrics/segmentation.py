@@ -18,6 +18,13 @@ class SegmentationScores(NamedTuple):
 
     Source:
         Not from the paper: a container.
+
+    Example:
+        >>> metric = SegmentationConsistency(2)
+        >>> metric.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 0]]]))
+        >>> scores = metric.compute()
+        >>> scores.pixel_accuracy, scores.per_class_iou.tolist()
+        (0.5, [0.5, 0.0])
     """
 
     miou: float
@@ -41,6 +48,9 @@ class SegmentationConsistency(nn.Module):
         num_classes: Number ``K`` of classes.
         ignore_index: Id of unlabelled pixels; what is predicted there does not count. A class of
             this id never counts.
+
+    Shape:
+        - :meth:`update` takes predicted and true ids ``(B, H, W)``, integer
 
     Raises:
         InputError: ``num_classes`` is below 2.

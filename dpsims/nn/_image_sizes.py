@@ -91,11 +91,13 @@ def find_size_rule(
         of its native size; so does one that cannot run without values.
     """
     network = network.eval()
-    if _needs_values(_refusal(network, minimum, minimum)):
-        return SizeRule(resize=native)
-    sides = range(minimum, max(*native, minimum) + 1, max(minimum // 4, 1))
-    side = next((side for side in sides if _refusal(network, side, side) is None), None)
-    if side is None:
+    for side in range(minimum, max(*native, minimum) + 1, max(minimum // 4, 1)):
+        refusal = _refusal(network, side, side)
+        if refusal is None:
+            break
+        if needs_values(refusal):
+            return SizeRule(resize=native)
+    else:
         return SizeRule(resize=native)
     # neither whole strides nor a square, not even after padding
     height, width = 5 * side // 2 + 1, 13 * side // 4 + 3
@@ -108,7 +110,7 @@ def find_size_rule(
 def check_takes(network: nn.Module, name: str, size: tuple[int, int]) -> None:
     """Raise unless a network on the meta device takes images of a size, as far as it can tell."""
     refusal = _refusal(network.eval(), *size)
-    if refusal is not None and not _needs_values(refusal):
+    if refusal is not None and not needs_values(refusal):
         raise refused_size(name, size, refusal)
 
 
@@ -129,6 +131,6 @@ def _refusal(network: nn.Module, height: int, width: int) -> Exception | None:
     return None
 
 
-def _needs_values(error: Exception | None) -> bool:
+def needs_values(error: Exception | None) -> bool:
     """Whether an operator failed for want of values, which says nothing about sizes."""
     return "meta tensors" in str(error).lower()

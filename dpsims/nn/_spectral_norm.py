@@ -54,8 +54,17 @@ class SpectralNorm(WideBuffers):
     @torch.no_grad()
     def advance(self, weight: Tensor, iterations: int) -> None:
         """Let the vectors follow the weight."""
-        for _ in range(iterations):
-            self.scaled(weight, step=True)
+        # a weight without values has no direction
+        if weight.is_meta:
+            return
+        matrix = self._matrix(self._wide(weight))
+        u, v = self.u.to(matrix.dtype), self.v.to(matrix.dtype)
+        with without_autocast(weight.device.type):
+            for _ in range(iterations):
+                v = _direction(matrix.mT @ u, v)
+                u = _direction(matrix @ v, u)
+        self.u.copy_(u)
+        self.v.copy_(v)
 
     def scaled(self, weight: Tensor, *, step: bool = False) -> Tensor:
         """The normalised weight; with ``step`` after one step of the power method."""

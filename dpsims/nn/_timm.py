@@ -22,6 +22,7 @@ from dpsims.nn._image_sizes import (
     check_input_size,
     check_takes,
     find_size_rule,
+    needs_values,
     refused_size,
     size_options,
 )
@@ -111,13 +112,12 @@ def plan_model(
     num_levels: int,
     input_size: Sequence[int] | None,
 ) -> Plan:
-    """Plan the extractor of a timm name; builds on the meta device only."""
+    """Plan the extractor of a timm name, from networks without values."""
     timm = load_timm()
     config = timm.models.get_pretrained_cfg(_check_name(timm, name))
-    with torch.device("meta"):
-        classifier = timm.create_model(name, pretrained=False)
-        options, resize = size_options(classifier, config, input_size)
-        network = _extractor(timm, name, options, check_input_size(input_size))
+    classifier = _without_values(timm, name)
+    options, resize = size_options(classifier, config, input_size)
+    network = _extractor(timm, name, options, check_input_size(input_size))
     info: Any = network.feature_info
     reductions = [int(value) for value in info.reduction(list(range(len(info))))]
     chosen = _choose_maps(name, reductions, out_indices, num_levels)
@@ -170,12 +170,26 @@ def plan_module(
     )
 
 
+def _without_values(timm: ModuleType, name: str, **options: Any) -> nn.Module:
+    """The network on the meta device."""
+    try:
+        with torch.device("meta"):
+            network: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except SIZE_ERRORS as error:
+        if not needs_values(error):
+            raise
+        # timm before 1.0.28 reads numbers while it builds some networks
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            network = timm.create_model(name, pretrained=False, **options).to("meta")
+    return network
+
+
 def _extractor(
     timm: ModuleType, name: str, options: Mapping[str, Any], size: tuple[int, int] | None
 ) -> nn.Module:
     """The extractor without weights; it takes images of ``size``, if one is asked for."""
     try:
-        network = timm.create_model(name, pretrained=False, features_only=True, **options)
+        network = _without_values(timm, name, features_only=True, **options)
     except SIZE_ERRORS as error:
         if size is not None:
             raise refused_size(name, size, error) from error

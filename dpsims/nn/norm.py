@@ -57,6 +57,7 @@ class BatchNorm2d(WideBuffers, nn.BatchNorm2d):
         DTypeError: Not a floating-point tensor.
 
     Note:
+        Units: the output is in standard deviations of its channel, before the learned scale.
         Training uses and records batch statistics, evaluation uses the recorded ones. The recorded
         variance is the unbiased one. With ``sync=True`` one collective runs in each direction, so
         every process must call the module equally often; a process may hold an empty batch.

@@ -37,6 +37,10 @@ def spade_modulate(
         InputError: The shapes differ.
         DTypeError: Not floating-point tensors.
 
+    Note:
+        Units: ``gamma`` and ``beta`` are in standard deviations of a channel, if ``normalized`` is
+        what it says. Cost: ``O(B C H W)``. Gradients: any order.
+
     Source:
         Park et al., CVPR 2019, Eq. 1, with the ``1 +`` of its published code.
 

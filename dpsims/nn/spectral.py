@@ -162,6 +162,9 @@ def effective_weight(layer: nn.Module) -> Tensor:
     Args:
         layer: A layer with a ``weight``, normalised by :func:`spectral_normalize_` or not.
 
+    Shape:
+        - output: that of ``layer.weight``
+
     Returns:
         The weight, attached to the graph of its parameter.
 
@@ -170,6 +173,7 @@ def effective_weight(layer: nn.Module) -> Tensor:
         InputError: A module without ``weight``.
 
     Note:
+        Units: a normalised weight has the largest singular value 1.
         In training, a forward of the layer first takes one step of the power method and so uses a
         slightly different weight.
 

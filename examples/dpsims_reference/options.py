@@ -42,6 +42,8 @@ class Train:
     """Remove the checkpoints above the one that is resumed, to go on in the same folder."""
     allow_change: tuple[str, ...] = ()
     """Settings that may differ from the resumed run's, such as config.optim.steps."""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Settings that the command line names; a resumed run keeps its own for all others."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA when there is a device."""
     save_every: int = 1000

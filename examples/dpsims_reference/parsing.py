@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import tyro
 
@@ -18,7 +19,7 @@ def parse_train(arguments: Sequence[str]) -> Train:
     """The options of ``train``, with the named preset's or experiment's numbers as defaults.
 
     Raises:
-        InputError: Both are named, or there is no such experiment.
+        InputError: Both are named, or one beside a run to resume, or there is no such experiment.
     """
     name, row = _value_of("--preset", arguments), _value_of("--experiment", arguments)
     config = preset(name) if name in PRESETS else preset("tiny")
@@ -28,9 +29,31 @@ def parse_train(arguments: Sequence[str]) -> Train:
             raise InputError(msg)
         size = _value_of("--size", arguments)
         config = experiment(row).config("paper" if size == "paper" else "tiny")
-    return tyro.cli(
+    options = tyro.cli(
         Train, args=list(arguments), default=Train(config=config), prog=program("train")
     )
+    named = [flag for flag in ("--preset", "--experiment", "--size") if _value_of(flag, arguments)]
+    if options.resume is not None and named:
+        msg = (
+            f"train: resume must be given without {named[0]}: a resumed run has its own settings; "
+            f"got {' '.join(arguments)}"
+        )
+        raise InputError(msg)
+    return replace(options, given=_given(arguments, options.data))
+
+
+def _given(arguments: Sequence[str], data: str | None) -> tuple[str, ...]:
+    """Names of the settings that the arguments name, such as ``config.optim.steps``."""
+    groups = {field.name for field in fields(Config)}
+    names = {"config.optim.steps"} if _value_of("--steps", arguments) else set()
+    if data is not None:
+        names.add("config.data.name")
+        names |= set() if data in ("photos", "scenes", *OFFICIAL) else {"config.data.root"}
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=")[0].replace("-", "_").replace(".no_", ".")
+        if argument.startswith("--") and name.split(".")[0] in groups:
+            names.add(f"config.{name}")
+    return tuple(sorted(names - {"config.data"}))
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -50,6 +73,19 @@ def train_config(options: Train) -> Config:
     if options.steps is None:
         return config
     return replace(config, optim=replace(config.optim, steps=options.steps))
+
+
+def resumed_config(saved: Config, options: Train) -> Config:
+    """A saved run's configuration with the settings that were given."""
+    given = train_config(options)
+    for name in options.given:
+        _, *path, last = name.split(".")
+        source: Any = getattr(given, path[0]) if path else given
+        value: Any = getattr(source, last)
+        if path:
+            last, value = path[0], replace(getattr(saved, path[0]), **{last: value})
+        saved = replace(saved, **{last: value})
+    return saved
 
 
 def parse_plan(arguments: Sequence[str]) -> Plan:

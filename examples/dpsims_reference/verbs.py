@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ from dpsims_reference.options import (
     Train,
 )
 from dpsims_reference.parallel import Parallel, start_processes
-from dpsims_reference.parsing import train_config
+from dpsims_reference.parsing import resumed_config, train_config
 from dpsims_reference.planning import GPUS, comparison_rst, format_plans, plan_runs
 from dpsims_reference.runs import choose_folder, parse_run
 from dpsims_reference.sampling import load_generator, sample_to_folder
@@ -69,7 +68,7 @@ def train(options: Train) -> None:
     )
     if checkpoint is not None:
         saved: Config = from_dict(Config, checkpoint.state["config"])
-        config = _changed(saved, config, options.allow_change)
+        config = resumed_config(saved, options)
         _check_processes(config, parallel)
         # the first process tidies the folder up when its trainer opens it
         parallel.barrier()
@@ -119,24 +118,6 @@ def _best_figure(rule: str | None, config: Config) -> BestFigure:
         evaluator = Evaluator(config)
         best.evaluate = lambda generator: flat_figures(evaluator.measure(generator))
     return best
-
-
-def _changed(saved: Config, given: Config, allow: tuple[str, ...]) -> Config:
-    """The saved configuration, with the named settings taken from the command line."""
-    for name in allow:
-        if not name.startswith("config."):
-            continue
-        _, *path, last = name.split(".")
-        source: Any = given
-        for part in path:
-            source = getattr(source, part)
-        value = getattr(source, last)
-        if path:
-            inner = replace(getattr(saved, path[0]), **{last: value})
-            saved = replace(saved, **{path[0]: inner})
-        else:
-            saved = replace(saved, **{last: value})
-    return saved
 
 
 def list_experiments(options: Experiments) -> None:

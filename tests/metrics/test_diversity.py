@@ -45,7 +45,8 @@ def test_order_of_samples_does_not_matter_and_maps_are_independent(sizes, seed):
     # another order of the same sum
     torch.testing.assert_close(pairwise_diversity(samples.flip(0), l1_distance), diversity)
     apart = [pairwise_diversity(samples[:, [b]], l1_distance) for b in range(sizes[1])]
-    assert_equal(torch.cat(apart), diversity)
+    # the mean of a map is summed in an order that depends on how many there are
+    torch.testing.assert_close(torch.cat(apart), diversity)
 
 
 @given(SIZES, st.integers(0, 2**31))

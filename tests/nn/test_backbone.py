@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dpsims.errors import BackboneError, DTypeError, IncompatibleCheckpointError, InputError
+from dpsims.nn._timm import plan_model
 from dpsims.nn.backbone import ConditionedBackbone
 from dpsims.nn.pretrained import state_sha256
 
@@ -121,6 +122,24 @@ def test_input_size_resizes_every_image(name):
 def test_a_network_of_one_size_is_built_for_another():
     backbone = ConditionedBackbone("test_maxvit", pretrained=False, input_size=(64, 128))
     assert sizes(backbone(pictures(3, 1, 3, 100, 70))) == [(16, 32), (8, 16), (4, 8), (2, 4)]
+
+
+def test_a_network_that_reads_numbers_while_it_is_built(monkeypatch):
+    import timm
+
+    wanted = ConditionedBackbone("test_resnet", pretrained=False)
+    create = timm.create_model
+
+    def reads_numbers(name, **options):
+        if torch.get_default_device().type == "meta":
+            raise NotImplementedError("aten::_unique2: attempted to run with Meta tensors")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", reads_numbers)
+    before = torch.get_rng_state()
+    found = plan_model("test_resnet", None, num_levels=4, input_size=None)
+    assert_equal(torch.get_rng_state(), before)
+    assert found.channels == wanted.channels
 
 
 def test_arguments_are_found_behind_those_that_a_constructor_hands_on():

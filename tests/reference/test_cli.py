@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from official_folders import write_ade20k, write_cityscapes
 from PIL import Image
+from support import assert_message
 
-from dpsims.errors import DataError
+from dpsims.errors import DataError, InputError
 from dpsims_reference.cli import main
 from dpsims_reference.options import Train
-from dpsims_reference.parsing import data_config, parse_train
+from dpsims_reference.parsing import data_config, parse_train, resumed_config
 from dpsims_reference.presets import preset
 from dpsims_reference.verbs import pick_device
 
@@ -68,6 +71,28 @@ def test_data_names_a_set_or_a_folder():
     # a folder marks unlabelled pixels with 255, whatever the preset's data set does
     folder = data_config(preset("ade20k"), "my/pictures")
     assert (folder.name, folder.num_classes, folder.ignore_index) == ("folder", 151, 255)
+
+
+def test_a_resumed_run_takes_what_was_given_and_nothing_else():
+    saved = replace(preset("ade20k"), seed=5)
+    arguments = ["--resume", "runs/a", "--steps", "9", "--data.workers=3", "--data", "maps"]
+    arguments += ["--generator.no-spectral-norm", "--allow-change", "config.seed"]
+    found = resumed_config(saved, parse_train(arguments))
+    assert found == replace(
+        saved,
+        optim=replace(saved.optim, steps=9),
+        data=replace(saved.data, name="folder", root="maps", workers=3),
+        generator=replace(saved.generator, spectral_norm=False),
+    )
+    assert resumed_config(saved, parse_train(["--resume", "runs/a"])) == saved
+    assert resumed_config(saved, parse_train(["--resume", "a", "--seed", "6"])).seed == 6
+
+
+@pytest.mark.parametrize("name", [["--preset", "tiny"], ["--experiment=table5/ccm_csm"]])
+def test_a_resumed_run_has_no_other_preset(name):
+    with pytest.raises(InputError) as caught:
+        parse_train(["--resume", "runs/a", *name])
+    assert_message(caught.value, "train: resume must be", name[0].split("=")[0])
 
 
 def test_expected_faults_end_with_one_line_and_code_2(tmp_path, capsys):

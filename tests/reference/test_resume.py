@@ -18,6 +18,7 @@ from dpsims_reference.best import BestFigure
 from dpsims_reference.checkpoints import CheckpointStore
 from dpsims_reference.checkpoints.disk import Disk
 from dpsims_reference.checkpoints.strict_json import encode_json
+from dpsims_reference.cli import main
 from dpsims_reference.datasets import build_dataset
 from dpsims_reference.logs import read_log
 from dpsims_reference.resume import machine, warn_of_other_machine
@@ -49,12 +50,6 @@ def config_of(workers=0):
     )
 
 
-@pytest.fixture(autouse=True)
-def _few_calibration_maps(monkeypatch):
-    monkeypatch.setattr(probes, "RECALIBRATION_MAPS", 4)
-    monkeypatch.setattr(probes, "CALIBRATION_MAPS", 4)
-
-
 @pytest.fixture(scope="module")
 def dataset():
     return build_dataset(config_of().data)
@@ -64,18 +59,15 @@ def dataset():
 def whole(tmp_path_factory, dataset):
     """One run with a checkpoint of every step, step 0 included."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "RECALIBRATION_MAPS", 4)
-        patch.setattr(probes, "CALIBRATION_MAPS", 4)
-        best = BestFigure("g_pixel")
-        trainer = Trainer(config_of(), dataset, folder, keep=2 * STEPS, best=best)
-        calibrated = (trainer.objective, trainer.generator, dataset, trainer.config)
-        probes.calibrate_(*calibrated, trainer.parallel)
-        trainer.save()
-        before = global_states()
-        trainer.run(save_every=1, picture_every=4)
-        assert_same_states(before, global_states())
-        trainer.store.close()
+    best = BestFigure("g_pixel")
+    trainer = Trainer(config_of(), dataset, folder, keep=2 * STEPS, best=best)
+    calibrated = (trainer.objective, trainer.generator, dataset, trainer.config)
+    probes.calibrate_(*calibrated, trainer.parallel)
+    trainer.save()
+    before = global_states()
+    trainer.run(save_every=1, picture_every=4)
+    assert_same_states(before, global_states())
+    trainer.store.close()
     assert steps_of(folder) == list(range(STEPS + 1))
     return folder
 
@@ -329,6 +321,18 @@ def refusing(trainer, calls):
         return save(*args, **options)
 
     trainer.store.save = saving
+
+
+def test_the_command_line_says_which_setting_it_will_not_change(whole, tmp_path, capsys):
+    branch = tmp_path / "branch"
+    command = ["train", "--resume", f"{whole}@{STEPS}", "--out", str(branch), "--device", "cpu"]
+    longer = ["--steps", str(STEPS + 1)]
+    with pytest.raises(SystemExit):
+        main([*command, *longer])
+    assert "config.optim.steps" in capsys.readouterr().err
+    assert steps_of(branch) == []
+    main([*command, *longer, "--allow-change", "config.optim.steps"])
+    assert steps_of(branch)[-1] == STEPS + 1
 
 
 def test_a_full_disk_ends_the_run_only_if_it_stays_full(whole, dataset, tmp_path):

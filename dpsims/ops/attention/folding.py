@@ -26,8 +26,18 @@ class Injector(Protocol):
 class FoldedTokens(NamedTuple):
     """Tokens as :func:`dpsims.ops.attention.inject_tokens` takes them.
 
+    Attributes:
+        keys: ``(B, T, C)``; their products with a pixel's features are its logits.
+        biases: ``(B, T)``, added to the logits of every pixel.
+        values: ``(B, T, C)``, what a pixel reads.
+
     Source:
         Not from the paper: its equations with the projections multiplied together.
+
+    Example:
+        >>> keys, values = torch.zeros(2, 2, 5, 8)
+        >>> FoldedTokens(keys, torch.zeros(2, 5), values).biases.shape
+        torch.Size([2, 5])
     """
 
     keys: Tensor
@@ -38,8 +48,16 @@ class FoldedTokens(NamedTuple):
 class FoldedWeights(NamedTuple):
     """The layers of an injector as one linear layer on its tokens.
 
+    Attributes:
+        weight: ``(2 C + 1, D)``: the keys' rows, the values' rows, and the one of the biases.
+        bias: ``(2 C + 1,)``.
+
     Source:
         Not from the paper: its equations with the projections multiplied together.
+
+    Example:
+        >>> FoldedWeights(torch.zeros(17, 4), torch.zeros(17)).weight.shape  # C = 8, D = 4
+        torch.Size([17, 4])
     """
 
     weight: Tensor
@@ -65,6 +83,7 @@ def fold_tokens(injector: Injector, tokens: Float[Tensor, "B T D"]) -> FoldedTok
         DTypeError: Not floating point.
 
     Note:
+        Units: ``keys`` and ``biases`` give logits in nats, ``values`` are those of the features.
         Cost: ``O(B T d (D + C))``, nothing per pixel. Gradients: any order.
 
     Source:
@@ -100,8 +119,12 @@ def fold_injector_weights(injector: Injector) -> FoldedWeights:
         - weight ``(2 C + 1, D)``, bias ``(2 C + 1)``: the keys' rows, the values' rows, and the
           one of the logits' bias
 
+    Raises:
+        AttributeError: ``injector`` lacks one of the layers.
+
     Note:
-        Gradients: none; the result follows no later change of the injector.
+        Units: as :func:`fold_tokens`, per unit of a token.
+        Cost: ``O(d D C)``. Gradients: none; the result follows no later change of the injector.
 
     Source:
         As :func:`fold_tokens`.
@@ -138,7 +161,7 @@ def project_tokens(folded: FoldedWeights, tokens: Float[Tensor, "B T D"]) -> Fol
         DTypeError: Not floating point.
 
     Note:
-        Cost: ``O(B T D C)``. Gradients: any order.
+        Units: as :func:`fold_tokens`. Cost: ``O(B T D C)``. Gradients: any order.
 
     Source:
         As :func:`fold_tokens`.

@@ -30,6 +30,11 @@ class ChannelStatistics(NamedTuple):
 
     Source:
         Ioffe and Szegedy, 2015.
+
+    Example:
+        >>> statistics = ChannelStatistics(torch.zeros(3), torch.ones(3))
+        >>> statistics.eps, statistics.num_values
+        (1e-05, None)
     """
 
     mean: Tensor
