@@ -98,7 +98,7 @@ def _draw_shares(
                 share = 100 * floor / median_of(baseline)
                 axes.plot(share, row - 0.14, "o", mfc="none", mec=colours["ink"], markersize=4)
             share = 100 * floor / median_of(fastest)
-            axes.plot(share, row + 0.14, "o", color=_COLOURS[-1 - row % 8], markersize=5)
+            axes.plot(share, row + 0.14, "o", color=_colour(run, component), markersize=5)
     axes.set_xscale("log")
     axes.axvline(100, color=colours["ink"], linewidth=1.2)
     axes.set_yticks(range(len(components)), components)
@@ -131,7 +131,8 @@ def _draw_roof(
         own = [case for case in cases if case.component == component]
         x = [case.flops / case.bytes for case in own]
         y = [case.flops / _seconds(case) / 1e9 for case in own]
-        axes.plot(x, y, _MARKERS[number], color=_COLOURS[number], label=component, markersize=5)
+        colour = _colour(run, component)
+        axes.plot(x, y, _MARKERS[number], color=colour, label=component, markersize=5)
     axes.legend(loc="best")
 
 
@@ -188,20 +189,30 @@ def _memory(figure: Any, run: RunResult, colours: dict[str, str]) -> bool:  # no
     axes.set_xlabel("channels of the logits (classes and the fake one)")
     axes.set_ylabel("peak memory / logits")
     axes.set_title("Focal loss and its gradient: memory beyond the logits", loc="left")
-    axes.legend()
+    # one-hot is far above all others
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.66))
     return True
 
 
 def _plain_ticks(axes: Any) -> None:
-    """Ticks at 1, 2 and 5 of every power of ten, as plain numbers."""
+    """Ticks at 1, 2 and 5 of every power of ten, or at all digits, as plain numbers."""
     low, high = axes.get_ylim()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    for digits in ((1, 2, 5), range(1, 10)):
+        ticks = [m * 10.0**p for p in powers for m in digits if low <= m * 10.0**p <= high]
+        if len(ticks) > 2:
+            break
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _columns(pairs: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
     return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _colour(run: RunResult, component: str) -> str:
+    """The same in every picture of a run."""
+    components = list(dict.fromkeys(case.component for case in run.cases))
+    return _COLOURS[components.index(component) % len(_COLOURS)]
 
 
 def _look(number: int) -> dict[str, Any]:

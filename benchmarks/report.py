@@ -99,10 +99,19 @@ def _gates(run: RunResult) -> str:
     return "What ``--gate`` says of this run:\n\n" + "\n".join(lines) + "\n"
 
 
+# what the pictures of plots.py show, in words
+_SHOWN = {
+    "roofline": "Share of the measured ceilings that baseline and fastest variant of every case "
+    "reach, and the fastest ones under the roofs of copying and multiplying.",
+    "latency": "Milliseconds an image of every form of the generators, by the number of images.",
+    "memory": "Peak memory of every form of the focal loss, in sizes of the logits, by channels.",
+}
+
+
 def _picture(name: str) -> str:
     # the theme shows one of the two
     kind = "only-dark" if name.endswith("-dark.png") else "only-light"
-    alt = name.removesuffix(".png").replace("-", " ")
+    alt = _SHOWN[name.split("-")[2]]
     return f".. image:: _static/{name}\n   :class: {kind}\n   :alt: {alt}\n"
 
 
