@@ -41,7 +41,11 @@ def test_a_table_shows_medians_ratios_shares_memory_and_errors():
 
 
 def test_the_page_says_what_it_was_measured_on_and_what_not():
-    text = page(passing_run(), "cpu", ["benchmarks-cpu-roofline-light.png", "x-dark.png"])
+    text = page(
+        passing_run(),
+        "cpu",
+        ["benchmarks-cpu-roofline-light.png", "benchmarks-cpu-memory-dark.png"],
+    )
     assert "Test CPU, 1 thread, 2026-01-02, commit ``aaaaaaaaaaaa``" in text
     assert "copy 1 GB/s; float32 10 GFLOP/s" in text
     assert "torch 2.11" in text
