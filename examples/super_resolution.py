@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpsims import AdversarialLoss, ConditionedBackbone, ProjectedDiscriminator
+from dpsims.losses import feature_matching_loss
 from dpsims_reference.data.photos import PHOTOS, load_photo
 from dpsims_reference.figures import captioned_grid, save_image, to_uint8
 
@@ -66,7 +67,9 @@ def train(start: nn.Module, photos: Sequence[Tensor], steps: int, weight: float)
             d_optimizer.zero_grad()
             d_loss.backward()
             d_optimizer.step()
+            maps = (discriminator.backbone(images) for images in (fake, real))
             loss = loss + weight * adversarial.generator(discriminator(fake))
+            loss = loss + 20 * weight * feature_matching_loss(*maps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Super-resolution with a pre-trained D")
     parser.add_argument("--out", type=Path, required=True, help="folder of picture and figures")
     parser.add_argument("--steps", type=int, default=400, help="steps of each of three trainings")
-    parser.add_argument("--weight", type=float, default=0.02, help="of the adversarial loss")
+    parser.add_argument("--weight", type=float, default=0.01, help="of the adversarial loss")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
