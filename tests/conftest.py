@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # no test may reach for a model hub; the variable is read when huggingface_hub is first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +23,10 @@ settings.register_profile("thorough", max_examples=1000, **_SHARED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+# what is built on dpsims counts for nothing in its coverage, and tracing takes a third of the time
+_UNTRACED = [Path(__file__).with_name(name) for name in ("benchmarks", "recipes", "reference")]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     # results are bit-equal only for one number of threads, and xdist workers share the cores
@@ -34,6 +39,11 @@ def _seed():
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        built_on = any(item.path.is_relative_to(folder) for folder in _UNTRACED)
+        # a compiler's own tracing is slowest of all under the tracer
+        if built_on or item.get_closest_marker("compile"):
+            item.add_marker(pytest.mark.no_cover)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -39,8 +39,8 @@ from benchmarks.models import (
     num_weights,
 )
 from benchmarks.naive import naive_generator
-from dpsims.nn import fold_spectral_norm_, prepare_for_inference
-from dpsims_reference.prepared import PreparedGenerator
+from dpsims.nn import fold_spectral_norm_
+from dpsims_reference.prepared import PreparedGenerator, prepare_generator
 
 _FLOAT, _HALF = torch.float32, torch.bfloat16
 
@@ -154,7 +154,7 @@ class _Setting:
         return naive.to(self.place.device, dtype or self.dtype)
 
     def _prepared(self) -> nn.Module:
-        return self._placed(prepare_for_inference(built(self.model)))
+        return self._placed(prepare_generator(built(self.model)))
 
     def _placed(self, network: nn.Module) -> nn.Module:
         network = network.to(self.place.device, self.dtype)

@@ -8,13 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from dpsims._checks import (
-    check_bool,
-    check_generator,
-    check_int,
-    check_number,
-    check_tensor,
-)
+from dpsims._checks import check_bool, check_generator, check_int, check_number, check_tensor
 from dpsims.data._shifts import hole, pick, sources, steps
 from dpsims.errors import DTypeError, InputError
 
@@ -219,10 +213,8 @@ class DiffAugment:
             steps(draws, int(size * self.translation + 0.5))
             for draws, size in zip(params.shift, (height, width), strict=True)
         )
-        (rows, inside_rows), (columns, inside_columns) = (
-            sources(height, down),
-            sources(width, right),
-        )
+        rows, inside_rows = sources(height, down)
+        columns, inside_columns = sources(width, right)
         if self.flip:
             columns = torch.where(params.flip[:, None], width - 1 - columns, columns)
         if self.flip or self.translation:

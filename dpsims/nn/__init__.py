@@ -18,11 +18,8 @@ from dpsims.nn.mixing import (
 from dpsims.nn.noise import NoiseMapper as NoiseMapper, sphere_normalize as sphere_normalize
 from dpsims.nn.norm import BatchNorm2d as BatchNorm2d
 from dpsims.nn.pyramid import LabelMapPyramid as LabelMapPyramid
-from dpsims.nn.spade import (
-    SPADE as SPADE,
-    SPADEResBlock as SPADEResBlock,
-    spade_modulate as spade_modulate,
-)
+from dpsims.nn.spade import SPADE as SPADE, spade_modulate as spade_modulate
+from dpsims.nn.spade_block import SPADEResBlock as SPADEResBlock
 from dpsims.nn.spectral import (
     effective_weight as effective_weight,
     fold_spectral_norm_ as fold_spectral_norm_,

@@ -32,6 +32,13 @@ class Prepared(nn.Module):
         return super().train(False)
 
 
+def take_over(part: nn.Module, source: nn.Module) -> None:
+    """Make ``part`` hold what ``source`` held, which nobody needs any more."""
+    nn.Module.__init__(part)
+    part.__dict__.update(source.__dict__)
+    part.training = False
+
+
 def wide(value: Tensor) -> Tensor:
     """In float32 or better, without a graph."""
     return value.detach().to(torch.promote_types(value.dtype, torch.float32))

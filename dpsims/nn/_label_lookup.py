@@ -40,6 +40,20 @@ def label_codes(
     return F.pad(codes.to(dtype), (padding,) * 4, value=num_classes)
 
 
+def code_table(
+    num_classes: int, ignore_index: int | None, device: torch.device
+) -> tuple[Tensor, int, int]:
+    """The codes of all ids from the one number to the other; beyond, codes are as at these two.
+
+    Those of negative ids stand at the end, where negative indices find them.
+    """
+    ignored = 0 if ignore_index is None else ignore_index
+    low, high = min(-1, ignored - 1), max(num_classes, ignored + 1)
+    ids = torch.arange(low, high + 1, device=device).view(1, 1, -1)
+    codes = label_codes(ids, num_classes, ignore_index, 0)
+    return codes.flatten().roll(low).to(torch.int32), low, high
+
+
 def autocast_like_conv(weight: Tensor) -> Tensor:
     """Cast as a convolution would cast its weight."""
     device = weight.device.type
@@ -80,7 +94,8 @@ def _gather(codes: Tensor, table: Tensor, kernel_size: int, stride: int) -> Tens
     # int32 halves the traffic; embedding_bag counts the entries of `picks` in this type too
     small = taps[0].numel() * len(taps) < 2**31
     dtype = torch.int32 if small else torch.int64
-    picks = torch.stack([tap.to(dtype) + rows * t for t, tap in enumerate(taps)], dim=-1)
+    starts = torch.arange(0, rows * len(taps), rows, dtype=dtype, device=codes.device)
+    picks = torch.stack(taps, dim=-1).to(dtype) + starts
     summed = F.embedding_bag(picks.flatten(0, 2), table.flatten(0, 1), mode="sum")
     return summed.unflatten(0, taps[0].shape)
 

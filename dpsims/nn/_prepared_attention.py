@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpsims._checks import check_tensor
-from dpsims.nn._folding import Prepared, make_conv, norm_as_affine, wide
-from dpsims.nn._spectral_norm import without_autocast
+from dpsims.nn._folding import Prepared, make_conv, norm_as_affine, take_over, wide
 from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
-from dpsims.nn.labels import is_channels_last
 from dpsims.ops.attention import attention
+from dpsims.ops.attention.folded import inject_folded
 
 
 class PreparedInjector(Prepared):
@@ -47,9 +45,7 @@ class PreparedInjector(Prepared):
         like = source.query.weight
         self.register_buffer("weight", torch.cat(rows).to(like.dtype))
         self.register_buffer("bias", torch.cat(offsets).to(like.dtype))
-        self.register_buffer(
-            "scale", None if affine is None else affine[0].view(-1, 1).to(like.dtype)
-        )
+        self.register_buffer("scale", None if affine is None else affine[0].to(like.dtype))
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         """As :class:`dpsims.nn.CrossAttentionNoiseInjector`, then the norm if there was one."""
@@ -57,33 +53,22 @@ class PreparedInjector(Prepared):
         check_tensor(owner, "features", features, "B C H W", C=self.channels)
         batch = features.shape[0]
         check_tensor(owner, "tokens", tokens, "B T D", like=features, B=batch, D=self.token_dim)
-        c = self.channels
-        read = F.linear(tokens, self.weight, self.bias)
-        # logits of 16 bits would lose what the softmax magnifies
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        keys, offset, values = read.to(dtype).split((c, 1, c), dim=2)
-        with without_autocast(features.device.type):
-            if is_channels_last(features):
-                maps = rearrange(features, "B C H W -> B (H W) C").to(dtype)
-                weights = torch.baddbmm(offset.mT, maps, keys.mT).softmax(2)
-                base = maps if self.scale is None else maps * self.scale.mT.to(dtype)
-                out = torch.baddbmm(base, weights, values).mT
-            else:
-                maps = features.flatten(2).to(dtype)
-                weights = torch.baddbmm(offset, keys, maps).softmax(1)
-                base = maps if self.scale is None else maps * self.scale.to(dtype)
-                out = torch.baddbmm(base, values.mT, weights)
-        return out.unflatten(2, features.shape[2:]).to(features.dtype)
+        return self.inject(features, F.linear(tokens, self.weight, self.bias))
+
+    def inject(self, features: Tensor, read: Tensor, *, gelu: bool = False) -> Tensor:
+        """Blend in what ``weight`` and ``bias`` make of the tokens, and activate."""
+        keys, biases, values = read.split((self.channels, 1, self.channels), dim=2)
+        return inject_folded(features, keys, biases.squeeze(2), values, self.scale, gelu=gelu)
 
 
-class PreparedSelfAttention(Prepared):
+class PreparedSelfAttention(Prepared, SelfAttention2d):
     """:class:`dpsims.nn.SelfAttention2d` with its gate in the output's projection."""
 
     def __init__(self, source: SelfAttention2d) -> None:
-        super().__init__()
-        self.channels, self.impl, self.qkv = source.channels, source.impl, source.qkv
+        take_over(self, source)
         gate = wide(source.gate)
         assert source.output.bias is not None
+        del self.gate
         self.output = make_conv(
             gate * wide(source.output.weight),
             gate * wide(source.output.bias),
@@ -93,11 +78,6 @@ class PreparedSelfAttention(Prepared):
     def forward(self, features: Tensor) -> Tensor:
         """As :class:`dpsims.nn.SelfAttention2d`."""
         check_tensor("SelfAttention2d", "features", features, "B C H W", C=self.channels)
-        projected = self.qkv(features)
-        # one copy for all three, which the kernel wants in rows
-        rows = rearrange(projected, "B (three d) H W -> three B 1 (H W) d", three=3).contiguous()
-        read = attention(*rows.unbind(), impl=self.impl)
-        read = rearrange(read, "B 1 (H W) d -> B d H W", H=features.shape[2])
-        if features.is_contiguous():
-            read = read.contiguous()
-        return (self.output(read).add_(features)).to(features.dtype)
+        q, k, v = self._project(features).unsqueeze(1).chunk(3, 3)
+        read = attention(q, k, v, impl=self.impl).squeeze(1)
+        return (self._join(read, features) + features).to(features.dtype)

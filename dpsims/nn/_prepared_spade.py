@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpsims.nn._folding import Prepared, make_conv, norm_as_affine, wide
+from dpsims.nn._label_lookup import label_table
+from dpsims.nn._separable import Spreading, add_spread, is_separable_cheaper, spreading
 from dpsims.nn._spade_inputs import Condition, check_spade_inputs, enlarged
 from dpsims.nn.joined import convolve_joined
-from dpsims.nn.spade import SPADE, SPADEResBlock
+from dpsims.nn.labels import is_channels_last
+from dpsims.nn.spade import SPADE
+from dpsims.nn.spade_block import SPADEResBlock
+from dpsims.ops.spade_tail.folded import is_fused, modulate_folded
 
 _SLOPE = 0.2
 
@@ -23,16 +28,18 @@ class _Modulations(Prepared):
     1x1 convolution behind it, which is folded into the shift.
     """
 
+    whole: Tensor
+    taps: Tensor
+    rows: Tensor
+    columns: Tensor
+    table: Tensor | None
+
     def __init__(
         self, parts: Sequence[tuple[SPADE, nn.Module, nn.Conv2d | None]], ignore_index: int | None
     ) -> None:
         super().__init__()
         self.ignore_index = ignore_index
         folded = [_fold(*part) for part in parts]
-        self.splits = [
-            (spade.channels, len(w) - spade.channels)
-            for (spade, _, _), (w, _) in zip(parts, folded, strict=True)
-        ]
         hidden = [spade.hidden for spade, _, _ in parts if spade.hidden is not None]
         like = parts[0][0].modulation.weight
         self.modulations = nn.ModuleList()
@@ -45,6 +52,30 @@ class _Modulations(Prepared):
         self.widths = [len(weight) for weight, _ in firsts]
         weights, biases = zip(*firsts, strict=True)
         self.first = make_conv(torch.cat(weights), torch.cat(biases), like)
+        self.expected: list[tuple[int, ...]] = []
+        self.register_buffer("table", None)
+
+    def expect_labels(self) -> None:
+        """Keep the table that label maps are looked up in, where they are the last maps."""
+        self.table = label_table(self.first.weight, self.first.bias)
+
+    def expect(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Compute once what conditions of a whole map and a small one of these sizes need.
+
+        Conditions of other sizes work as before.
+        """
+        (width, *full), (channels, *small) = shapes
+        weight = self.first.weight
+        kernel = weight.shape[2]
+        if not is_separable_cheaper(channels, kernel, small, full):
+            return
+        self.expected = [tuple(shape) for shape in shapes]
+        layout = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
+        self.register_buffer("whole", weight[:, :width].contiguous(memory_format=layout))
+        taps, rows, columns = spreading(weight[:, width:], small, full)
+        self.register_buffer("taps", taps.contiguous())
+        self.register_buffer("rows", rows)
+        self.register_buffer("columns", columns)
 
     def encode(self, maps: Condition) -> Tensor:
         """The part of the first convolution that reads these maps, the first ones of several."""
@@ -56,8 +87,14 @@ class _Modulations(Prepared):
     def forward(self, cond: Condition, encoded: Tensor | None) -> list[Tensor]:
         """What each SPADE reads."""
         maps = [cond] if isinstance(cond, Tensor) else cond
-        if encoded is None:
-            out = convolve_joined(maps, self.first.weight, self.first.bias, self.ignore_index)
+        if self._is_expected(maps, encoded):
+            if encoded is None:
+                padding = self.whole.shape[2] // 2
+                encoded = F.conv2d(maps[0], self.whole, self.first.bias, padding=padding)
+            out = add_spread(encoded, maps[-1], Spreading(self.taps, self.rows, self.columns))
+        elif encoded is None:
+            given = (self.first.weight, self.first.bias, self.ignore_index)
+            out = convolve_joined(maps, *given, table=self.table)
         else:
             channels = sum(m.shape[1] for m in maps)
             weight = self.first.weight[:, -channels:]
@@ -67,11 +104,20 @@ class _Modulations(Prepared):
             out = F.relu_(out)
         return list(out.split(self.widths, 1))
 
-    def scale_and_shift(self, index: int, read: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one SPADE."""
-        both = self.modulations[index](read) if self.modulations else read
-        scale, shift = both.split(self.splits[index], 1)
-        return scale, shift
+    def _is_expected(self, maps: Sequence[Tensor], encoded: Tensor | None) -> bool:
+        # a compiler would tie its graph to the sizes
+        if not self.expected or torch.compiler.is_compiling():
+            return False
+        shapes = [tuple(value.shape[1:]) for value in maps]
+        if encoded is None:
+            return shapes == self.expected
+        full = tuple(encoded.shape[2:]) == self.expected[0][1:]
+        return full and shapes == self.expected[1:]
+
+    def scale_and_shift(self, index: int, read: Tensor) -> Tensor:
+        """Of one SPADE, joined."""
+        both: Tensor = self.modulations[index](read) if self.modulations else read
+        return both
 
 
 class PreparedSPADE(Prepared):
@@ -88,8 +134,9 @@ class PreparedSPADE(Prepared):
         """As :class:`dpsims.nn.SPADE`."""
         check_spade_inputs(self, "SPADE", features, self.channels, cond, upsample)
         (read,) = self.modulate(cond, None)
-        scale, shift = self.modulate.scale_and_shift(0, read)
-        return _affine(enlarged(self.norm(features), upsample), scale, shift)
+        maps, times = _enlarged_if_plain(self.norm(features), upsample)
+        both = self.modulate.scale_and_shift(0, read)
+        return modulate_folded(maps, both, upsample=times)
 
 
 class PreparedSPADEResBlock(Prepared):
@@ -108,6 +155,18 @@ class PreparedSPADEResBlock(Prepared):
         self.modulate = _Modulations(parts, source.ignore_index)
         self.norm_0, self.norm_1 = _rest(source.norm_0), _rest(source.norm_1)
         self.conv_0, self.conv_1, self.conv_s = source.conv_0, source.conv_1, source.conv_s
+
+    def expect(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Compute once what conditions of maps of two sizes need; others work as before.
+
+        Args:
+            shapes: Channels, height and width of a map of full size, and of a smaller one.
+        """
+        self.modulate.expect(shapes)
+
+    def expect_labels(self) -> None:
+        """Compute once what conditions need that end in a label map; others work as before."""
+        self.modulate.expect_labels()
 
     def encode(self, maps: Condition) -> Tensor:
         """What the first maps of a condition contribute, for many calls with other maps behind.
@@ -137,16 +196,17 @@ class PreparedSPADEResBlock(Prepared):
         if encoded is None:
             check_spade_inputs(self, owner, features, self.in_channels, cond, upsample)
         reads = self.modulate(cond, encoded)
-        maps = enlarged(self.norm_0(features), upsample)
-        scale, shift = self.modulate.scale_and_shift(0, reads[0])
-        hidden = self.conv_0(F.leaky_relu_(_affine(maps, scale, shift), _SLOPE))
-        scale, shift = self.modulate.scale_and_shift(1, reads[1])
-        hidden = F.leaky_relu_(_affine(self.norm_1(hidden), scale, shift), _SLOPE)
+        maps, times = _enlarged_if_plain(self.norm_0(features), upsample)
+        both = self.modulate.scale_and_shift(0, reads[0])
+        hidden = self.conv_0(modulate_folded(maps, both, slope=_SLOPE, upsample=times))
+        both = self.modulate.scale_and_shift(1, reads[1])
+        hidden = modulate_folded(self.norm_1(hidden), both, slope=_SLOPE)
         out: Tensor = self.conv_1(hidden)
         if self.conv_s is None:
             return out.add_(enlarged(features, upsample))
-        scale, shift = self.modulate.scale_and_shift(2, reads[2])
-        return out.add_(shift).add_(self.conv_s(maps * scale))
+        both = self.modulate.scale_and_shift(2, reads[2])
+        scale, shift = both[:, : self.in_channels], both[:, self.in_channels :]
+        return out.add_(shift).add_(self.conv_s(modulate_folded(maps, scale, upsample=times)))
 
 
 def _fold(spade: SPADE, norm: nn.Module, behind: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
@@ -174,5 +234,6 @@ def _rest(norm: nn.Module) -> nn.Module:
     return norm if norm_as_affine(norm) is None else nn.Identity()
 
 
-def _affine(maps: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.addcmul(shift, maps, scale).to(maps.dtype)
+def _enlarged_if_plain(maps: Tensor, times: int) -> tuple[Tensor, int]:
+    """Maps, and how often their modulation must repeat them: the kernels do so as they read."""
+    return (maps, times) if is_fused(maps) else (enlarged(maps, times), 1)

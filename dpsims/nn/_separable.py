@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -29,18 +30,41 @@ def is_separable_cheaper(
     return products + _PASS * height * width < direct
 
 
+class Spreading(NamedTuple):
+    """What :func:`add_spread` needs of a kernel and of sizes alone."""
+
+    taps: Tensor
+    """The kernel as a matrix: a row for every output channel and tap."""
+    rows: Tensor
+    columns: Tensor
+
+
+def spreading(weight: Tensor, small: Sequence[int], full: Sequence[int]) -> Spreading:
+    """The matrices for a kernel on maps of size ``small`` that are enlarged to ``full``."""
+    kernel = weight.shape[2]
+    (h, w), (height, width) = small, full
+    rows = _tap_matrix(h, height, kernel, weight)
+    columns = rows if (h, height) == (w, width) else _tap_matrix(w, width, kernel, weight)
+    return Spreading(rearrange(weight, "o c i j -> (o i j) c"), rows, columns)
+
+
 def add_upsampled_conv2d(out: Tensor, small: Tensor, weight: Tensor) -> Tensor:
     """``out + conv2d(bilinear(small), weight)``, zero padded to the size of ``out``.
 
     Enlarging is linear in rows and in columns, so every tap of the kernel is a matrix of rows and
     one of columns; a pixel beyond the border is a row or column of zeros.
     """
-    count, kernel = weight.shape[0], weight.shape[2]
-    (b, _, h, w), (height, width) = small.shape, out.shape[2:]
-    rows = _tap_matrix(h, height, kernel, small)
-    columns = rows if (h, height) == (w, width) else _tap_matrix(w, width, kernel, small)
+    # the matrices of a kernel of another dtype are those of the map
+    given = spreading(weight.to(small.dtype), small.shape[2:], out.shape[2:])
+    return add_spread(out, small, given)
+
+
+def add_spread(out: Tensor, small: Tensor, given: Spreading) -> Tensor:
+    """:func:`add_upsampled_conv2d`, with what does not depend on the maps computed before."""
+    flat, rows, columns = given
+    (b, _, h, w), (count, height, width) = small.shape, out.shape[1:]
+    kernel = rows.shape[0] // h
     # the kernel acts on the small map, one output for each tap
-    flat = rearrange(weight, "o c i j -> (o i j) c")
     taps = (flat @ small.flatten(2)).view(b, count, kernel, kernel, h, w)
     if out.is_contiguous():
         lines = rearrange(taps, "b o i j p q -> (b o p i) (q j)") @ columns
@@ -54,8 +78,11 @@ def add_upsampled_conv2d(out: Tensor, small: Tensor, weight: Tensor) -> Tensor:
     spread = rearrange(taps, "b o i j p q -> (b p i) (q j) o")
     lines = torch.bmm(columns.T.expand(spread.shape[0], -1, -1), spread)
     lines = lines.view(b, h * kernel, width * count)
-    added = torch.bmm(rows.T.expand(b, -1, -1), lines)
-    return out + rearrange(added, "b y (x o) -> b o y x", o=count)
+    spread = rows.T.expand(b, -1, -1)
+    if out.shape[0] != b:
+        return out + rearrange(torch.bmm(spread, lines), "b y (x o) -> b o y x", o=count)
+    full = torch.baddbmm(rearrange(out, "b o y x -> b y (x o)"), spread, lines)
+    return rearrange(full, "b y (x o) -> b o y x", o=count)
 
 
 def _tap_matrix(small: int, full: int, kernel: int, like: Tensor) -> Tensor:
@@ -66,4 +93,5 @@ def _tap_matrix(small: int, full: int, kernel: int, like: Tensor) -> Tensor:
     if kernel == 1:
         return matrix
     padded = F.pad(matrix, (kernel // 2, kernel // 2))
-    return padded.unfold(1, full, 1).flatten(0, 1)
+    # not a view of overlapping rows, which products take one matrix at a time
+    return padded.unfold(1, full, 1).flatten(0, 1).contiguous()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from dpsims.errors import DTypeError
-from dpsims.nn._folding import Prepared, fold_norm_before, fold_norm_behind
-from dpsims.nn._label_lookup import autocast_like_conv, label_table
 from dpsims.nn._prepared_attention import PreparedInjector, PreparedSelfAttention
+from dpsims.nn._prepared_pyramid import PreparedLabelConv2d, PreparedPyramid
 from dpsims.nn._prepared_spade import PreparedSPADE, PreparedSPADEResBlock
 from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
 from dpsims.nn.labels import LabelConv2d
 from dpsims.nn.pyramid import LabelMapPyramid
-from dpsims.nn.spade import SPADE, SPADEResBlock
+from dpsims.nn.spade import SPADE
+from dpsims.nn.spade_block import SPADEResBlock
 from dpsims.nn.spectral import fold_spectral_norm_
 
 
@@ -43,16 +42,20 @@ def prepare_for_inference(module: nn.Module) -> nn.Module:
     Returns:
         The copy, in evaluation mode and without gradients for its weights. Its parts are called as
         before. A part that stands for a SPADEResBlock also has ``encode(maps)``, which computes
-        what the first maps of a condition contribute, and takes the result as ``encoded=``.
+        what the first maps of a condition contribute, and takes the result as ``encoded=``;
+        ``expect(shapes)``, which computes what a whole and a small map of such sizes need; and
+        ``expect_labels()``, which computes what conditions need that end in a label map.
 
     Raises:
         DTypeError: Not a module.
         InputError: From the copy's own ``train()``: folded weights cannot be trained.
 
     Note:
-        Parts of other classes, subclasses of those above and instance norms stay as they are.
+        Parts of other classes and instance norms stay as they are, and so do subclasses of those
+        above with all that is in them.
         The result is that of ``module.eval()`` up to rounding, whatever mode ``module`` is in.
-        Weights are folded in float32 or better and stored in their own dtype. Copies, pickles and
+        On CUDA, kernels of ``dpsims.ops`` run where nothing asks for a gradient. Weights are
+        folded in float32 or better and stored in their own dtype. Copies, pickles and
         ``.to()`` of the result work; its ``state_dict`` is its own.
 
     Source:
@@ -74,51 +77,13 @@ def prepare_for_inference(module: nn.Module) -> nn.Module:
     return _prepared(copied, {})
 
 
-class _PreparedLabelConv2d(Prepared, LabelConv2d):
-    """A :class:`LabelConv2d` that keeps its table."""
-
-    table: Tensor
-
-    def __init__(self, source: LabelConv2d) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(copy.copy(source.__dict__))
-        self.training = False
-        weight = source.weight[:, : source.num_classes]
-        self.register_buffer("table", label_table(weight, source.bias))
-
-    def _table(self, weight: Tensor) -> Tensor:  # noqa: ARG002
-        return autocast_like_conv(self.table)
-
-
-def _prepare_pyramid(pyramid: LabelMapPyramid) -> LabelMapPyramid:
-    """Fold in place; the copy is ours."""
-    for index, part in enumerate(pyramid.blocks):
-        # what the blocks are made of is the pyramid's own affair: Any
-        block: Any = part
-        conv: Any = pyramid.convs[index]
-        block.norm = fold_norm_behind(conv, block.norm)
-        if type(conv) is LabelConv2d:
-            pyramid.convs[index] = _PreparedLabelConv2d(conv)
-        if not hasattr(block, "inject"):
-            continue
-        if type(block.inject) is CrossAttentionNoiseInjector:
-            injector = PreparedInjector(block.inject, block.inject_norm)
-            if injector.scale is not None:
-                block.inject_norm = nn.Identity()
-            block.inject = injector
-        if type(block.attend) is SelfAttention2d:
-            block.attend = PreparedSelfAttention(block.attend)
-        block.attend_norm = fold_norm_before(block.attend_norm, block.project)
-    return pyramid
-
-
 _MAKERS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     SPADE: PreparedSPADE,
     SPADEResBlock: PreparedSPADEResBlock,
     CrossAttentionNoiseInjector: PreparedInjector,
     SelfAttention2d: PreparedSelfAttention,
-    LabelConv2d: _PreparedLabelConv2d,
-    LabelMapPyramid: _prepare_pyramid,
+    LabelConv2d: PreparedLabelConv2d,
+    LabelMapPyramid: PreparedPyramid,
 }
 
 
@@ -132,6 +97,9 @@ def _prepared(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     if maker is not None:
         done[module] = maker(module)
         return done[module]
+    # a subclass may use the parts of its base in any way
+    if isinstance(module, tuple(_MAKERS)):
+        return module
     for name, part in module._modules.items():
         if part is not None:
             module._modules[name] = _prepared(part, done)

@@ -13,7 +13,12 @@ from torch.nn import functional as F
 
 from dpsims._checks import check_int, check_label_values, check_tensor
 from dpsims.errors import DTypeError, InputError
-from dpsims.nn._label_lookup import label_codes, label_table, sum_of_taps
+from dpsims.nn._label_lookup import (
+    autocast_like_conv,
+    label_codes,
+    label_table,
+    sum_of_taps,
+)
 from dpsims.nn._separable import add_upsampled_conv2d, is_separable_cheaper
 from dpsims.nn.labels import is_channels_last
 
@@ -138,8 +143,12 @@ def convolve_joined(
     ignore_index: int | None,
     *,
     base: Tensor | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
-    """:func:`joined_conv2d` of maps that have been checked, added to ``base``."""
+    """:func:`joined_conv2d` of maps that have been checked, added to ``base``.
+
+    ``table`` is that of the whole weight and the bias, for a label map that is the last map.
+    """
     out, kernel = base, weight.shape[2]
     size = joined_size(maps if base is None else [base])
     width = sum(m.shape[1] for m in maps if m.dim() == 4)
@@ -150,7 +159,14 @@ def convolve_joined(
         stop = start + (value.shape[1] if value.dim() == 4 else weight.shape[1] - width)
         part = weight[:, start:stop] if len(maps) > 1 else weight
         if value.dim() == 3:
-            out = _plus(out, _convolve_labels(value, part, bias, ignore_index))
+            codes = label_codes(value, stop - start, ignore_index, kernel // 2)
+            if table is None or value is not maps[-1]:
+                found = sum_of_taps(codes, label_table(part, bias), kernel, 1)
+            else:
+                # the rows behind those of the last map are the same for every map
+                found = sum_of_taps(codes + start, autocast_like_conv(table), kernel, 1)
+            found = rearrange(found, "B H W C -> B C H W")
+            out = _plus(out, found if is_channels_last(weight) else found.contiguous())
             bias = None
         elif is_separable_cheaper(value.shape[1], kernel, value.shape[2:], size):
             small.append((value, part))
@@ -170,16 +186,6 @@ def convolve_joined(
 
 def _plus(total: Tensor | None, value: Tensor) -> Tensor:
     return value if total is None else total + value
-
-
-def _convolve_labels(
-    labels: Tensor, weight: Tensor, bias: Tensor | None, ignore_index: int | None
-) -> Tensor:
-    kernel = weight.shape[2]
-    codes = label_codes(labels, weight.shape[1], ignore_index, kernel // 2)
-    out = sum_of_taps(codes, label_table(weight, bias), kernel, 1)
-    out = rearrange(out, "B H W C -> B C H W")
-    return out if is_channels_last(weight) else out.contiguous()
 
 
 def _resized(value: Tensor, size: tuple[int, int]) -> Tensor:

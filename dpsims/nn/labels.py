@@ -117,8 +117,7 @@ class LabelConv2d(nn.Module):
             maps = labels if extra is None else torch.cat([labels, extra], dim=1)
             return F.conv2d(maps, weight, self.bias, self.stride, self.kernel_size // 2)
         check_label_values("LabelConv2d", "labels", labels, self.num_classes, self.ignore_index)
-        pad = self.kernel_size // 2
-        codes = label_codes(labels, self.num_classes, self.ignore_index, pad)
+        codes = self._codes(labels)
         hidden = sum_of_taps(codes, self._table(weight), self.kernel_size, self.stride)
         hidden = rearrange(hidden, "B H W C -> B C H W")
         if not is_channels_last(weight):
@@ -140,6 +139,9 @@ class LabelConv2d(nn.Module):
             batch, height, width = labels.shape[0], labels.shape[-2], labels.shape[-1]
             sizes: dict[str, Any] = {"E": self.extra_channels, "H": height, "W": width}
             check_tensor("LabelConv2d", "extra", extra, "B E H W", like=labels, B=batch, **sizes)
+
+    def _codes(self, labels: Tensor) -> Tensor:
+        return label_codes(labels, self.num_classes, self.ignore_index, self.kernel_size // 2)
 
     def _table(self, weight: Tensor) -> Tensor:
         return label_table(weight[:, : self.num_classes], self.bias)
@@ -185,6 +187,13 @@ def resize_labels(
     if len(size) != 2:
         msg = f"resize_labels: size must be (height, width); got {tuple(size)}"
         raise InputError(msg)
+    steps = [old // new for new, old in zip(size, labels.shape[1:], strict=True)]
+    # a compiler would tie its graph to sizes that divide
+    if not torch.compiler.is_compiling() and tuple(labels.shape[1:]) == tuple(
+        step * new for step, new in zip(steps, size, strict=True)
+    ):
+        y, x = steps
+        return labels[:, y // 2 :: y, x // 2 :: x].clone(memory_format=torch.contiguous_format)
     rows, columns = (
         (2 * torch.arange(new, device=labels.device) + 1) * old // (2 * new)
         for new, old in zip(size, labels.shape[1:], strict=True)

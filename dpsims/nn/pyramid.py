@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from dpsims._checks import check_bool, check_int, check_tensor
 from dpsims.errors import InputError
-from dpsims.nn.attention import CrossAttentionNoiseInjector, SelfAttention2d
+from dpsims.nn._pyramid_blocks import AttentionBlock, ConvBlock
 from dpsims.nn.labels import LabelConv2d
-from dpsims.nn.norm import make_norm
 
 
 class LabelMapPyramid(nn.Module):
@@ -92,6 +93,7 @@ class LabelMapPyramid(nn.Module):
         check_int(owner, "attention_size", attention_size, minimum=0)
         check_bool(owner, "self_attention", self_attention)
         check_bool(owner, "cross_attention", cross_attention)
+        self.channels = channels
         self.token_dim, self.cross_attention = token_dim, cross_attention
         self.step = 2 ** (num_levels - 1)
         if image_size % self.step:
@@ -112,7 +114,7 @@ class LabelMapPyramid(nn.Module):
             if level:
                 self.convs.append(nn.Conv2d(channels, channels, 3, 2, padding=1, bias=bias))
             self.blocks.append(
-                _AttentionBlock(
+                AttentionBlock(
                     channels,
                     token_dim if cross_attention else None,
                     norm,
@@ -121,7 +123,7 @@ class LabelMapPyramid(nn.Module):
                     impl,
                 )
                 if image_size // 2**level <= attention_size
-                else _ConvBlock(channels, norm)
+                else ConvBlock(channels, norm)
             )
 
     def forward(
@@ -150,7 +152,7 @@ class LabelMapPyramid(nn.Module):
         for index, block in enumerate(self.blocks):
             if index:
                 hidden = self.convs[index](levels[-1])
-            if isinstance(block, _AttentionBlock):
+            if isinstance(block, AttentionBlock):
                 return [*levels, block.activation(block.norm(hidden))]
             levels.append(block(hidden))
         return levels
@@ -160,15 +162,21 @@ class LabelMapPyramid(nn.Module):
     ) -> list[Float[Tensor, "B C _ _"]]:
         """The conditioning maps, from what :meth:`before_noise` gave."""
         self._check_tokens(maps[-1], tokens)
-        attended = [block for block in self.blocks if isinstance(block, _AttentionBlock)]
+        attended = [block for block in self.blocks if isinstance(block, AttentionBlock)]
         if not attended:
             return maps
         *levels, hidden = maps
-        for block in attended:
+        for block, given in zip(attended, self._given_tokens(attended, tokens), strict=True):
             if block is not attended[0]:
                 hidden = block.activation(block.norm(self.convs[len(levels)](levels[-1])))
-            levels.append(block(hidden, tokens))
+            levels.append(block(hidden, given))
         return levels
+
+    def _given_tokens(
+        self, attended: list[AttentionBlock], tokens: Tensor | None
+    ) -> Sequence[Tensor | None]:
+        """What each block with attention is given of the tokens."""
+        return [tokens] * len(attended)
 
     def _check_tokens(self, like: Tensor, tokens: Tensor | None) -> None:
         owner = "LabelMapPyramid"
@@ -190,57 +198,3 @@ class LabelMapPyramid(nn.Module):
                 f"valid sizes: {low[0]}x{low[1]} and {high[0]}x{high[1]}); got {height}x{width}"
             )
             raise InputError(msg)
-
-
-class _ConvBlock(nn.Module):
-    """What follows the 3x3 convolution in Table S2's "Conv block"."""
-
-    def __init__(self, channels: int, norm: str) -> None:
-        super().__init__()
-        self.norm = make_norm("LabelMapPyramid", channels, norm, affine=True)
-        self.activation = nn.GELU()
-        self.project = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.project(self.activation(self.norm(hidden)))
-
-
-class _AttentionBlock(nn.Module):
-    """What follows the 3x3 convolution in Table S2's "Pyramid block"."""
-
-    def __init__(
-        self,
-        channels: int,
-        token_dim: int | None,
-        norm: str,
-        attn_dim: int | None,
-        self_attention: bool,
-        impl: str,
-    ) -> None:
-        super().__init__()
-
-        def make() -> nn.Module:
-            return make_norm("LabelMapPyramid", channels, norm, affine=True)
-
-        self.norm = make()
-        self.activation = nn.GELU()
-        self.inject: nn.Module | None = None
-        self.inject_norm: nn.Module | None = None
-        if token_dim is not None:
-            self.inject = CrossAttentionNoiseInjector(
-                channels, token_dim, attn_dim=attn_dim, impl=impl
-            )
-            self.inject_norm = make()
-        self.attend = (
-            SelfAttention2d(channels, attn_dim=attn_dim, impl=impl) if self_attention else None
-        )
-        self.attend_norm = make()
-        self.project = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
-        """From the normalised and activated map on; what stands before it sees no token."""
-        if self.inject is not None and self.inject_norm is not None:
-            hidden = self.activation(self.inject_norm(self.inject(hidden, tokens)))
-        if self.attend is not None:
-            hidden = self.activation(self.attend(hidden))
-        return self.project(self.attend_norm(hidden))

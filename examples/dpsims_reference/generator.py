@@ -88,6 +88,7 @@ class Generator(ImageGenerator):
         self.latent_dim = latent_dim
         self.spatial_noise = spatial_noise
         self.latent_radius = latent_radius
+        self.image_size = image_size
         self.mapper: NoiseMapper | None = None
         if injection == "cross_attention":
             self.mapper = NoiseMapper(

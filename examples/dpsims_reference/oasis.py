@@ -13,8 +13,8 @@ from dpsims._checks import check_int, check_tensor
 from dpsims.errors import InputError
 from dpsims.nn import SPADE, LabelConv2d, SPADEResBlock, spectral_normalize_
 from dpsims_reference.networks import GeneratorOutput, ImageGenerator, PixelDiscriminator
+from dpsims_reference.oasis_blocks import LEAKY_SLOPE, DownBlock, UpBlock
 
-LEAKY_SLOPE = 0.2
 # outputs of the discriminator's blocks, in units of the narrowest: fine to coarse, and back
 _ENCODER_FACTORS = (2, 2, 4, 4, 8, 8)
 _DECODER_FACTORS = (8, 4, 4, 2, 2, 1)
@@ -165,13 +165,13 @@ class OasisDiscriminator(PixelDiscriminator):
         down = [channels * factor for factor in _ENCODER_FACTORS]
         up = [channels * factor for factor in _DECODER_FACTORS]
         self.encoder = nn.ModuleList(
-            _DownBlock(wide, narrow, activated=level > 0)
+            DownBlock(wide, narrow, activated=level > 0)
             for level, (wide, narrow) in enumerate(pairwise([3, *down]))
         )
         # every block but the deepest also reads the encoder's map of its size
         skips = zip(up[:-1], down[-2::-1], strict=True)
         inputs = [down[-1], *(below + skip for below, skip in skips)]
-        self.decoder = nn.ModuleList(map(_UpBlock, inputs, up))
+        self.decoder = nn.ModuleList(map(UpBlock, inputs, up))
         self.head = nn.Conv2d(up[-1], num_classes + 1, 1)
         if spectral_norm:
             spectral_normalize_(self, skip=[self.head])
@@ -206,44 +206,6 @@ class OasisDiscriminator(PixelDiscriminator):
             hidden = block(torch.cat((skip, hidden), 1))
         logits: Tensor = self.head(hidden)
         return logits
-
-
-class _DownBlock(nn.Module):
-    """Two convolutions around a shortcut, then half the size."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, activated: bool) -> None:
-        super().__init__()
-        self.activated = activated
-        self.conv_0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.conv_1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_s = _shortcut(in_channels, out_channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        # there is no activation on the image itself
-        hidden = F.leaky_relu(features, LEAKY_SLOPE) if self.activated else features
-        hidden = self.conv_1(F.leaky_relu(self.conv_0(hidden), LEAKY_SLOPE))
-        return self.conv_s(F.avg_pool2d(features, 2)) + F.avg_pool2d(hidden, 2)
-
-
-class _UpBlock(nn.Module):
-    """Twice the size, then two convolutions around a shortcut."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv_0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.conv_1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_s = _shortcut(in_channels, out_channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        features = F.interpolate(features, scale_factor=2, mode="nearest")
-        hidden = self.conv_0(F.leaky_relu(features, LEAKY_SLOPE))
-        return self.conv_s(features) + self.conv_1(F.leaky_relu(hidden, LEAKY_SLOPE))
-
-
-def _shortcut(in_channels: int, out_channels: int) -> nn.Module:
-    if in_channels == out_channels:
-        return nn.Identity()
-    return nn.Conv2d(in_channels, out_channels, 1)
 
 
 def _check_divisible(owner: str, name: str, maps: Tensor, step: int) -> None:

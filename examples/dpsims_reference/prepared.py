@@ -15,6 +15,7 @@ from dpsims.nn import LabelMapPyramid, NoiseMapper, prepare_for_inference
 from dpsims.nn.labels import resize_labels
 from dpsims_reference.generator import LEAKY_SLOPE, Generator
 from dpsims_reference.networks import GeneratorOutput, ImageGenerator
+from dpsims_reference.oasis import OasisGenerator
 
 
 class Condition(NamedTuple):
@@ -59,6 +60,14 @@ class PreparedGenerator(ImageGenerator):
         self.latent_dim, self.spatial_noise = generator.latent_dim, generator.spatial_noise
         self.model = cast("Generator", prepare_for_inference(generator))
         self.to_rgb = self.model.to_rgb
+        height, width = generator.image_size
+        sizes = [(height >> level, width >> level) for level in range(len(self.model.blocks))]
+        channels = self.model.pyramid.channels
+        block: Any
+        for block, size in zip(self.model.blocks, reversed(sizes), strict=True):
+            # a block of another class stays as it is
+            if hasattr(block, "expect"):
+                block.expect([(channels, *size), (channels, *sizes[-1])])
         self.eval()
 
     @property
@@ -148,4 +157,9 @@ def prepare_generator(generator: ImageGenerator) -> ImageGenerator:
     """The fastest form of a generator for inference, called in the same way."""
     if isinstance(generator, Generator):
         return PreparedGenerator(generator)
-    return cast("ImageGenerator", prepare_for_inference(generator))
+    prepared: Any = prepare_for_inference(generator)
+    for block in prepared.blocks if isinstance(generator, OasisGenerator) else ():
+        # a block of another class stays as it is
+        if hasattr(block, "expect_labels"):
+            block.expect_labels()
+    return cast("ImageGenerator", prepared)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from spade_tail_parts import EPS, make_case, oracle
 
-from dpsims.nn.spade import SPADEResBlock
+from dpsims.nn.spade_block import SPADEResBlock
 from dpsims.ops.spade_tail.api import ChannelStatistics, channel_moments, spade_tail
 
 pytestmark = pytest.mark.gpu

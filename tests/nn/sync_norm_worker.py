@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpsims.errors import InputError
 from dpsims.nn.norm import BatchNorm2d
-from dpsims.nn.spade import SPADE, SPADEResBlock
+from dpsims.nn.spade import SPADE
+from dpsims.nn.spade_block import SPADEResBlock
 
 
 def assert_close(actual, expected):

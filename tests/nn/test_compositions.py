@@ -22,7 +22,7 @@ from support import Golden, assert_golden64, golden_cases
 from torch import nn
 
 from dpsims.nn.labels import LabelConv2d
-from dpsims.nn.spade import SPADEResBlock
+from dpsims.nn.spade_block import SPADEResBlock
 from dpsims_reference.oasis import OasisDiscriminator, OasisGenerator
 
 # inputs of the blocks and output of the last one, in units of the narrowest

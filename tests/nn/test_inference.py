@@ -19,6 +19,7 @@ from dpsims.nn import (
     LabelMapPyramid,
     SelfAttention2d,
     SPADEResBlock,
+    joined,
     prepare_for_inference,
     spectral_normalize_,
 )
@@ -186,6 +187,26 @@ def test_encoded_maps_serve_many_calls():
     expected = block(features, (fine.expand(3, -1, -1, -1), coarse), upsample=2)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert_equal(encoded, before)
+
+
+@pytest.mark.parametrize("hidden", [None, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_tables_for_label_maps_are_kept(hidden, layout, monkeypatch):
+    block = built(lambda: SPADEResBlock(4, 3, 2 + 5, hidden_channels=hidden), 0)
+    features, vector, labels = maps(2, 4, 5, 7), maps(2, 2, 1, 1), labels_of(2, 10, 14)
+    labels[:, 2:4] = 255
+    conds = {"labels last": (vector, labels), "labels first": (labels, vector)}
+    expected = {name: block(features, cond, upsample=2) for name, cond in conds.items()}
+    prepared = prepare_for_inference(block).to(memory_format=layout)
+    prepared.expect_labels()
+    for name, cond in conds.items():
+        found = prepared(features, cond, upsample=2)
+        torch.testing.assert_close(found, expected[name], rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(joined, "label_table", None)
+    found = prepared(features, conds["labels last"], upsample=2)
+    assert found.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(found, expected["labels last"], rtol=1e-10, atol=1e-12)
 
 
 def test_copies_and_gradients_of_inputs():

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from dpsims.errors import DTypeError, InputError
 from dpsims.nn.norm import make_norm
-from dpsims.nn.spade import SPADE, SPADEResBlock, spade_modulate
+from dpsims.nn.spade import SPADE, spade_modulate
+from dpsims.nn.spade_block import SPADEResBlock
 
 seeds = st.integers(0, 2**16)
 sizes = st.tuples(st.integers(2, 3), st.integers(1, 4), st.integers(2, 6), st.integers(2, 6))

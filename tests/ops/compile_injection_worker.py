@@ -15,11 +15,12 @@ def compiled(name, dtype):
     kernel = _triton._inject_kernel if forward else _triton._gradients_kernel
     features = torch.empty(1, 64, 64, 64, dtype=dtype, device="meta")
     blocks = (_triton.forward_blocks if forward else _triton.backward_blocks)(features, 8)
-    options = {key: blocks.pop(key) for key in ("num_warps", "num_stages")}
+    options = {key: blocks.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
     half = dtype == torch.bfloat16
     constants = {**blocks, "FLAT": True, "HALF": half, "EMULATED": False, "fx": 1, "ox": 1}
+    constants |= {"SCALE": forward, "GELU": forward}
     pointers = dict.fromkeys(("features", "out", "grad"), "*bf16" if half else "*fp32")
-    pointers |= dict.fromkeys(("keys", "biases", "values", "packed"), "*fp32")
+    pointers |= dict.fromkeys(("keys", "biases", "values", "packed", "scale"), "*fp32")
     signature = {
         key: "constexpr" if key in constants else pointers.get(key, "i32")
         for key in kernel.arg_names

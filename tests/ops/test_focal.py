@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from dpsims.errors import DTypeError, InputError
 from dpsims.losses.focal import PixelFocalLoss, pixel_focal_loss
-from dpsims.ops.focal import _cpu, api, resolve_focal_impl
+from dpsims.ops import _impl
+from dpsims.ops.focal import _cpu, resolve_focal_impl
 from dpsims.ops.focal._library import fused_focal
 from dpsims.ops.focal._targets import FocalSpec
 
@@ -236,7 +237,7 @@ class TestInplace:
 
 class TestResolve:
     def test_auto(self, monkeypatch):
-        monkeypatch.setattr(api, "_HAS_TRITON", True)
+        monkeypatch.setattr(_impl, "HAS_TRITON", True)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             assert resolve_focal_impl(device="cuda:1", dtype=dtype).impl == "fused"
         rows = {
@@ -254,20 +255,9 @@ class TestResolve:
             assert_message(caught.value, "pixel_focal_loss: impl must be", reason, "got 'fused'")
             assert resolve_focal_impl("reference", **options) == ("reference", "asked for")
         assert resolve_focal_impl("fused", device="cuda", mode="compile").impl == "fused"
-        monkeypatch.setattr(api, "_HAS_TRITON", False)
+        monkeypatch.setattr(_impl, "HAS_TRITON", False)
         assert "without Triton" in resolve_focal_impl(device="cuda").reason
         assert resolve_focal_impl(device="cpu").impl == "fused"
-
-    def test_triton_is_looked_for_without_being_imported(self, monkeypatch):
-        for found in (None, object()):
-            monkeypatch.setattr(api.importlib.util, "find_spec", lambda name, spec=found: spec)
-            assert api._has_triton() is (found is not None)
-
-        def blocked(name):
-            raise ModuleNotFoundError(name)
-
-        monkeypatch.setattr(api.importlib.util, "find_spec", blocked)
-        assert api._has_triton() is False
 
     @pytest.mark.parametrize(
         ("options", "error", "part"),

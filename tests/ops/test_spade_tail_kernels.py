@@ -19,7 +19,7 @@ from spade_tail_parts import (
     statistics_arguments,
 )
 
-from dpsims.ops.spade_tail import _layout, _library
+from dpsims.ops.spade_tail import _layout, _library, _tiling
 
 pytest.importorskip("triton")
 from dpsims.ops.spade_tail import _triton
@@ -92,7 +92,7 @@ def test_layouts_and_dtypes(pieces, layout, dtype):
 @pytest.mark.parametrize(
     ("layout", "upsample", "mode"),
     [(layout, 2, "batch") for layout in LAYOUTS]
-    + [("contiguous", 3, "none"), ("channels_last", 3, "batch")],
+    + [("contiguous", 3, "none"), ("channels_last", 3, "batch"), ("contiguous", 4, "batch")],
 )
 def test_upsampled_features(pieces, layout, upsample, mode):
     case = make_case((2, 9, 3, 5), upsample=upsample)
@@ -114,10 +114,35 @@ def test_both_forms_fill_one_contract(layout, upsample):
 def test_signs_survive_packing():
     for layout in ("contiguous", "channels_last"):
         x = laid_out(make_case((2, 11, 3, 5)).features, layout)
-        positive = torch.rand(2, 11, 6, 10) > 0.5
-        signs = _layout.pack_signs(positive, x, 2)
-        assert signs.shape == _layout.empty_signs(x, 2).shape
-        assert torch.equal(_layout.unpack_signs(signs, x, 2), positive)
+        for upsample in (1, 2, 3, 4):
+            positive = torch.rand(2, 11, 3 * upsample, 5 * upsample) > 0.5
+            signs = _layout.pack_signs(positive, x, upsample)
+            assert signs.shape == _layout.empty_signs(x, upsample).shape
+            assert torch.equal(_layout.unpack_signs(signs, x, upsample), positive)
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "upsample"), list(zip(DTYPES, (1, 2, 3), strict=True)), ids=str)
+@pytest.mark.parametrize("slope", [0.2, 1.0])
+def test_folded_modulation(pieces, layout, dtype, upsample, slope):
+    case = make_case((2, 13, 4, 5), upsample=upsample, dtype=dtype)
+    features, modulation = (laid_out(v.to(DEVICE), layout, i) for i, v in enumerate(case[:2]))
+    fine = case.features.double().repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
+    scale, shift = case.modulation.double().chunk(2, 1)
+    # both halves, and a view of the first one alone
+    for given, expected in (
+        (modulation, fine * scale + shift),
+        (modulation[:, :13], fine * scale),
+    ):
+        found = pieces.modulate(features, given, slope, upsample)
+        assert found.dtype == dtype
+        size = (fine * scale).abs().max().item() + 4
+        expected = torch.where(expected > 0, expected, slope * expected)
+        assert_near(found, expected, roundings=4, scale=size)
+        empty = _layout.empty_result(features, upsample)
+        assert found.stride() == empty.stride()
+    assert pieces.modulate(features[:0], modulation[:0], slope, upsample).shape[0] == 0
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -152,9 +177,9 @@ def test_moments_of_several_programs_and_tiles(monkeypatch):
     x = torch.randn(3, 2, 9, 9) * 2 + 7
     expected = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     for programs, most in ((1, 2), (3, 64), (1024, 1)):
-        monkeypatch.setattr(_triton, "_PROGRAMS", programs)
-        monkeypatch.setattr(_triton, "_MAX_TILES", most)
-        monkeypatch.setattr(_triton, "_TILE", 64)
+        monkeypatch.setattr(_tiling, "_PROGRAMS", programs)
+        monkeypatch.setattr(_tiling, "_MAX_TILES", most)
+        monkeypatch.setattr(_tiling, "_TILE", 64)
         mean, var = _triton.moments(x.to(DEVICE))
         torch.testing.assert_close(mean.cpu().double(), expected[1], rtol=1e-6, atol=0)
         torch.testing.assert_close(var.cpu().double(), expected[0], rtol=1e-5, atol=0)
@@ -166,16 +191,16 @@ def test_moments_of_several_programs_and_tiles(monkeypatch):
 def test_wide_indices_give_the_same(monkeypatch):
     case = make_case((2, 5, 3, 7))
     expected, *_ = run_all(_triton, case, "batch", 0.2, 1)
-    monkeypatch.setattr(_triton, "_INT32", 1)
-    assert _triton._sizes(case.features, 1, case.features)["WIDE"]
+    monkeypatch.setattr(_tiling, "_INT32", 1)
+    assert _tiling.tile_sizes(case.features, 1, case.features)["WIDE"]
     for one, other in zip(run_all(_triton, case, "batch", 0.2, 1)[0], expected, strict=True):
         assert torch.equal(one, other)
 
 
 def test_large_images_get_wide_indices():
     x = torch.empty(1, 64, 8192, 8192, device="meta", dtype=torch.bfloat16)
-    assert _triton._sizes(x, 1, x)["WIDE"]
-    assert not _triton._sizes(x[..., :4096, :4096], 1, torch.empty(8, 8, 9, 9))["WIDE"]
+    assert _tiling.tile_sizes(x, 1, x)["WIDE"]
+    assert not _tiling.tile_sizes(x[..., :4096, :4096], 1, torch.empty(8, 8, 9, 9))["WIDE"]
 
 
 def test_two_runs_are_bit_equal():
@@ -268,10 +293,9 @@ def test_every_map_moves_once(traffic, layout, upsample, slope, dtype):
 
     sums = _triton.sums(g, x, m, signs, mean, var, *scalars)
     reduced = moved(traffic, [g, x, m, signs])
-    # every byte of signs serves eight values
-    assert reduced == (one + 2 * whole + bits, 8 if bits else 1)
+    assert reduced == (one + 2 * whole + bits, 1)
     dx, dm = _triton.gradients(g, x, m, signs, mean, var, sums, *scalars)
     applied = moved(traffic, [g, x, m, signs, dx, dm])
-    assert applied == (2 * one + 4 * whole + bits, 8 if bits else 1)
+    assert applied == (2 * one + 4 * whole + bits, 1)
     if upsample == 1:
         assert reduced[0] + applied[0] == 9 * whole + 2 * bits

@@ -7,11 +7,12 @@ from dataclasses import replace
 import naive_generator as naive
 import pytest
 import torch
+from folded_parts import take_fused
 from support import assert_equal, assert_message
 from unit_run import NUM_CLASSES, unit_config
 
 from dpsims.errors import InputError
-from dpsims.nn import prepare_for_inference
+from dpsims.nn import SPADEResBlock, _prepared_spade, prepare_for_inference
 from dpsims_reference.generator import Generator, build_generator
 from dpsims_reference.oasis import OasisGenerator
 from dpsims_reference.prepared import PreparedGenerator, prepare_generator
@@ -30,6 +31,7 @@ CASES = {
     "no-self-attention": NARROW | {"spade_hidden": 4, "self_attention": False},
     "no-attention": NARROW | {"spade_hidden": 4, "attention_size": 0},
     "all-attention": NARROW | {"spade_hidden": 4, "attention_size": 32},
+    "wide-pyramid": NARROW | {"spade_hidden": 4, "pyramid_channels": 12},
     "joined-latent": NARROW | {"spade_hidden": 4, "injection": "concatenation"},
 }
 
@@ -74,6 +76,84 @@ def test_equal_to_the_naive_formulation_in_float64(case):
     assert before.keys() == generator.state_dict().keys()
     for name, value in generator.state_dict().items():
         assert_equal(value, before[name])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_the_fused_form_is_equal_too(case, layout, monkeypatch):
+    generator = make(case)
+    inputs = draw(generator, extra=CASES[case].get("extra_channels", 0))
+    expected = naive.generate(generator, *inputs)
+    calls = take_fused(monkeypatch)
+    prepared = PreparedGenerator(generator.to(memory_format=layout))
+    assert_near(prepared(*inputs).images, expected, 1e-12)
+    # three blocks: two have a shortcut; without a norm in reach it is the library's own path
+    assert calls.count("modulate") == 8
+    levels = {"no-attention": 0, "all-attention": 3, "joined-latent": 0}
+    assert calls.count("inject_folded") == levels.get(case, 2)
+    if case != "joined-latent":
+        condition = prepared.condition(inputs[0], *inputs[2:])
+        assert_near(prepared.sample(condition, inputs[1]).images, expected, 1e-12)
+
+
+@pytest.mark.parametrize("case", ["paper-like", "all-attention"])
+@torch.no_grad()
+def test_the_kernels_give_the_same_images(case, monkeypatch):
+    pytest.importorskip("triton")
+    generator = make(case)
+    labels, latents, *_ = draw(generator, batch=1)
+    expected = naive.generate(generator, labels, latents)
+    prepared = PreparedGenerator(generator.float())
+    plain = prepared(labels, latents.float()).images
+    own = (plain - expected).abs().max() / expected.abs().max()
+    calls = take_fused(monkeypatch, kernels=True)
+    assert_near(prepared(labels, latents.float()).images, expected, 4 * own)
+    assert set(calls) == {"modulate", "inject_folded"}
+
+
+@torch.no_grad()
+def test_conditions_of_the_training_size_use_what_was_laid_out(monkeypatch):
+    generator = make("wide-pyramid")
+    prepared = PreparedGenerator(generator)
+    spread = []
+    original = _prepared_spade.add_spread
+
+    def noted(out, small, given):
+        spread.append(tuple(out.shape[2:]))
+        return original(out, small, given)
+
+    monkeypatch.setattr(_prepared_spade, "add_spread", noted)
+    for size in ((32, 32), (32, 48), (64, 64)):
+        inputs = draw(generator, size=size)[:2]
+        expected = naive.generate(generator, *inputs)
+        assert_near(prepared(*inputs).images, expected, 1e-12)
+        condition = prepared.condition(inputs[0])
+        assert_near(prepared.sample(condition, inputs[1]).images, expected, 1e-12)
+    # in one pass and in two, by the first size alone
+    assert spread == 2 * [(16, 16), (32, 32)]
+    twin = PreparedGenerator(make("wide-pyramid").to(torch.float32))
+    twin.load_state_dict(PreparedGenerator(generator.float()).state_dict())
+    labels, latents, *_ = draw(generator, size=(32, 32), dtype=torch.float32)
+    expected = naive.generate(generator, labels, latents)
+    assert_near(twin(labels, latents).images, expected, 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        # some twenty roundings to 8 bits
+        assert_near(twin(labels, latents).images, expected, 0.1)
+
+
+@torch.no_grad()
+def test_blocks_of_other_classes_stay_as_they_are():
+    class Own(SPADEResBlock):
+        def forward(self, *args, **options):
+            return super().forward(*args, **options) * 2
+
+    generator = make("paper-like")
+    generator.blocks[0].__class__ = Own
+    inputs = draw(generator)[:2]
+    prepared = PreparedGenerator(generator.eval())
+    assert type(prepared.model.blocks[0]) is Own
+    assert_near(prepared(*inputs).images, generator(*inputs).images, 1e-12)
 
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"joined-latent"}))

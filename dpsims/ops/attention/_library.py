@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from dpsims.ops._launch import triton_kernel
 from dpsims.ops.attention import _reference
 
+_KERNELS = "dpsims.ops.attention._triton"
 _TOKENS = "Tensor features, Tensor keys, Tensor biases, Tensor values"
 
 
@@ -18,14 +21,21 @@ def _inject_cpu(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) 
     return torch.empty_like(features).copy_(out)
 
 
-def _inject_cuda(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Tensor:
-    from dpsims.ops.attention import _triton
-
-    return _triton.inject(features, keys, biases, values)
-
-
-def _inject_fake(features: Tensor, *_tokens: Tensor) -> Tensor:
+def _inject_fake(features: Tensor, *_others: Any) -> Tensor:
     return torch.empty_like(features)
+
+
+def _folded_cpu(
+    features: Tensor,
+    keys: Tensor,
+    biases: Tensor,
+    values: Tensor,
+    scale: Tensor | None,
+    gelu: bool,
+) -> Tensor:
+    with _reference.without_autocast(features.device):
+        out = _reference.inject(features, keys, biases, values, scale)
+    return torch.empty_like(features).copy_(F.gelu(out) if gelu else out)
 
 
 def _gradients_cpu(
@@ -38,14 +48,6 @@ def _gradients_cpu(
     to_features, to_keys, to_biases, to_values = gradients
     packed = torch.cat([to_keys, to_values, to_biases.unsqueeze(2)], 2)
     return torch.empty_like(features).copy_(to_features), packed
-
-
-def _gradients_cuda(
-    grad: Tensor, features: Tensor, keys: Tensor, biases: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor]:
-    from dpsims.ops.attention import _triton
-
-    return _triton.inject_gradients(grad, features, keys, biases, values)
 
 
 def _gradients_fake(
@@ -66,6 +68,14 @@ inject = torch.library.custom_op(
     device_types="cpu",
     schema=f"({_TOKENS}) -> Tensor",
 )
+# for folded weights, without a gradient
+inject_folded = torch.library.custom_op(
+    "dpsims::inject_folded",
+    _folded_cpu,
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_TOKENS}, Tensor? scale, bool gelu) -> Tensor",
+)
 # gives the gradients of the keys, the values and the biases side by side
 inject_gradients = torch.library.custom_op(
     "dpsims::inject_tokens_backward",
@@ -74,9 +84,11 @@ inject_gradients = torch.library.custom_op(
     device_types="cpu",
     schema=f"(Tensor grad, {_TOKENS}) -> (Tensor, Tensor)",
 )
-inject.register_kernel("cuda")(_inject_cuda)
-inject_gradients.register_kernel("cuda")(_gradients_cuda)
+inject.register_kernel("cuda")(triton_kernel(_KERNELS, "inject"))
+inject_gradients.register_kernel("cuda")(triton_kernel(_KERNELS, "inject_gradients"))
+inject_folded.register_kernel("cuda")(triton_kernel(_KERNELS, "inject"))
 inject.register_fake(_inject_fake)
+inject_folded.register_fake(_inject_fake)
 inject_gradients.register_fake(_gradients_fake)
 
 

@@ -23,19 +23,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (logits.softmax(-1) @ v.to(compute)).to(q.dtype)
 
 
-def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Tensor:
-    """Add to every pixel the values of the tokens, weighted by how well their keys match."""
+def inject(
+    features: Tensor,
+    keys: Tensor,
+    biases: Tensor,
+    values: Tensor,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Add to every pixel the values of the tokens, weighted by how well their keys match.
+
+    A ``scale`` per channel is that of the pixel, once its weights are known.
+    """
     compute = injection_dtype(features, keys, biases, values)
     keys, biases, values = (x.to(compute) for x in (keys, biases, values))
     if pixels_come_first(features):
         pixels = features.flatten(2).mT
         wide = pixels.to(compute)
         weights = torch.baddbmm(biases.unsqueeze(1), wide, keys.mT).softmax(2)
-        out = torch.baddbmm(wide, weights, values).mT
+        base = wide if scale is None else wide * scale.to(compute)
+        out = torch.baddbmm(base, weights, values).mT
     else:
         wide = features.flatten(2).to(compute)
         weights = torch.baddbmm(biases.unsqueeze(2), keys, wide).softmax(1)
-        out = torch.baddbmm(wide, values.mT, weights)
+        base = wide if scale is None else wide * scale.to(compute).unsqueeze(1)
+        out = torch.baddbmm(base, values.mT, weights)
     return out.to(features.dtype).unflatten(2, features.shape[2:])
 
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpsims.ops._launch import ceil_div, is_flat, map_strides, on, power_of_two
+
 # programs that fill a large GPU a few times over; a constant, so that the order of the sums over
 # pixels, and with it every bit of the gradients, does not depend on the device
 _PROGRAMS = 512
@@ -88,11 +90,12 @@ def _load_tokens(
 
 @triton.jit
 def _inject_kernel(
-    features, keys, biases, values, out,
+    features, keys, biases, values, scale, out,
     fb, fc, fy, fx, kb, kt, bb, bt, vb, vt, ob, oc, oy, ox,
     C, T, pixels, width, tiles,
     BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
     FLAT: tl.constexpr, HALF: tl.constexpr, EMULATED: tl.constexpr,
+    SCALE: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     batch = (program // tiles).to(tl.int64)
@@ -108,8 +111,14 @@ def _inject_kernel(
     weights = _weights(k, b, tile, exists, HALF, EMULATED)
     read = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
     read = _product(tl.trans(v), weights, read, HALF, EMULATED)
+    base = tile.to(tl.float32)
+    if SCALE:
+        base *= tl.load(scale + channel, mask=channel < C, other=0.0).to(tl.float32)[:, None]
+    total = base + read
+    if GELU:
+        total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
     where = batch * ob + column * oc + _pixel_offsets(pixel, oy, ox, width, FLAT)[None, :]
-    tl.store(out + where, (tile.to(tl.float32) + read).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + where, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -158,8 +167,19 @@ def _gradients_kernel(
     tl.store(packed + row * (2 * C + 1) + 2 * C, to_b, mask=exists)
 
 
-def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Tensor:
-    """Launch the forward kernel: one read and one write of the map."""
+def inject(
+    features: Tensor,
+    keys: Tensor,
+    biases: Tensor,
+    values: Tensor,
+    scale: Tensor | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """Launch the forward kernel: one read and one write of the map.
+
+    With a ``scale`` per channel, the features are multiplied by it before the values join them;
+    with ``gelu``, the sum is activated.
+    """
     out = torch.empty_like(features)
     batch, channels, height, width = features.shape
     if batch == 0:
@@ -167,26 +187,30 @@ def inject(features: Tensor, keys: Tensor, biases: Tensor, values: Tensor) -> Te
     keys, values = _dense_rows(keys), _dense_rows(values)
     pixels = height * width
     blocks = forward_blocks(features, keys.shape[1])
-    tiles = triton.cdiv(pixels, blocks["BLOCK_N"])
-    _inject_kernel[(batch * tiles,)](
-        features,
-        keys,
-        biases,
-        values,
-        out,
-        *_map_strides(features),
-        *keys.stride()[:2],
-        *biases.stride(),
-        *values.stride()[:2],
-        *_map_strides(out),
-        channels,
-        keys.shape[1],
-        pixels,
-        width,
-        tiles,
-        **blocks,
-        **_mode(features, out),
-    )
+    tiles = ceil_div(pixels, blocks["BLOCK_N"])
+    with on(features.device):
+        _inject_kernel[(batch * tiles,)](
+            features,
+            keys,
+            biases,
+            values,
+            scale,
+            out,
+            *map_strides(features),
+            *keys.stride()[:2],
+            *biases.stride(),
+            *values.stride()[:2],
+            *map_strides(out),
+            channels,
+            keys.shape[1],
+            pixels,
+            width,
+            tiles,
+            **blocks,
+            **_mode(features, out),
+            SCALE=scale is not None,
+            GELU=gelu,
+        )
     return out
 
 
@@ -209,29 +233,30 @@ def inject_gradients(
     segments, span = _segments(batch, pixels, blocks["BLOCK_N"])
     shape = (batch, segments, num_tokens, 2 * channels + 1)
     packed = torch.empty(shape, dtype=torch.float32, device=features.device)
-    _gradients_kernel[(batch * segments,)](
-        grad,
-        features,
-        keys,
-        biases,
-        values,
-        out,
-        packed,
-        *_map_strides(grad),
-        *_map_strides(features),
-        *keys.stride()[:2],
-        *biases.stride(),
-        *values.stride()[:2],
-        *_map_strides(out),
-        channels,
-        num_tokens,
-        pixels,
-        width,
-        segments,
-        span,
-        **blocks,
-        **_mode(features, grad, out),
-    )
+    with on(features.device):
+        _gradients_kernel[(batch * segments,)](
+            grad,
+            features,
+            keys,
+            biases,
+            values,
+            out,
+            packed,
+            *map_strides(grad),
+            *map_strides(features),
+            *keys.stride()[:2],
+            *biases.stride(),
+            *values.stride()[:2],
+            *map_strides(out),
+            channels,
+            num_tokens,
+            pixels,
+            width,
+            segments,
+            span,
+            **blocks,
+            **_mode(features, grad, out),
+        )
     return out, packed.sum(1)
 
 
@@ -252,48 +277,36 @@ def _blocks(
     """Sizes of a tile that holds all channels of its pixels, and how many warps share it."""
     channels, pixels = features.shape[1], features.shape[2] * features.shape[3]
     # products need 16 rows and columns
-    block_c = max(16, triton.next_power_of_2(channels))
-    block_t = max(16, triton.next_power_of_2(num_tokens))
+    block_c = max(16, power_of_two(channels))
+    block_t = max(16, power_of_two(num_tokens))
     if features.dtype != torch.bfloat16:
         # operands of 4 bytes, in three products, fill the registers twice as fast
         entries //= 2
-    block_n = max(
-        16, min(widest, triton.next_power_of_2(pixels), entries // max(block_c, block_t))
-    )
+    block_n = max(16, min(widest, power_of_two(pixels), entries // max(block_c, block_t)))
     return {
         "BLOCK_C": block_c,
         "BLOCK_T": block_t,
         "BLOCK_N": block_n,
         "num_warps": 8 if block_c == 256 else 4,
         "num_stages": num_stages,
+        # stated, for Triton is about to change what it does unless told
+        "enable_fp_fusion": True,
     }
 
 
 def _segments(batch: int, pixels: int, block_n: int) -> tuple[int, int]:
     """Into how many runs of pixels an image is cut, and how many pixels a run has."""
-    tiles = triton.cdiv(pixels, block_n)
-    per_segment = triton.cdiv(tiles, min(tiles, triton.cdiv(_PROGRAMS, batch)))
-    return triton.cdiv(tiles, per_segment), per_segment * block_n
+    tiles = ceil_div(pixels, block_n)
+    per_segment = ceil_div(tiles, min(tiles, ceil_div(_PROGRAMS, batch)))
+    return ceil_div(tiles, per_segment), per_segment * block_n
 
 
 def _mode(features: Tensor, *others: Tensor) -> dict[str, bool]:
     return {
-        "FLAT": all(_is_flat(x) for x in (features, *others)),
+        "FLAT": all(is_flat(x) for x in (features, *others)),
         "HALF": features.dtype == torch.bfloat16,
         "EMULATED": bool(triton.knobs.runtime.interpret),
     }
-
-
-def _is_flat(x: Tensor) -> bool:
-    """Whether one step leads from each pixel to the next, across rows too."""
-    height, width = x.shape[2:]
-    return height == 1 or width == 1 or x.stride(2) == width * x.stride(3)
-
-
-def _map_strides(x: Tensor) -> tuple[int, int, int, int]:
-    batch, channel, row, column = x.stride()
-    # a column of pixels: the step to the next one is that to the next row
-    return batch, channel, row, row if x.shape[3] == 1 else column
 
 
 def _dense_rows(x: Tensor) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dpsims._checks import check_choice, check_tensor
 from dpsims.errors import InputError
+from dpsims.ops import _impl
 from dpsims.ops._impl import ResolvedImpl
+from dpsims.ops._launch import power_of_two
 from dpsims.ops.attention import _library, _reference
 
 _CHOICES = ("auto", "reference", "fused")
@@ -219,17 +219,12 @@ def _obstacle(
     if num_tokens > _MAX_TOKENS:
         return f"the fused kernel takes at most {_MAX_TOKENS} tokens"
     # the products are of bfloat16, or of float32 in place of float16 too
-    entries = _MAX_BYTES // (2 if dtype == torch.bfloat16 else 4)
-    if _padded(channels) * _padded(num_tokens) > entries:
+    size = 2 if dtype == torch.bfloat16 else 4
+    if size * max(16, power_of_two(channels)) * max(16, power_of_two(num_tokens)) > _MAX_BYTES:
         return (
             f"the fused kernel cannot hold {num_tokens} tokens of {channels} channels in {dtype}"
         )
     return None
-
-
-def _padded(size: int) -> int:
-    """The power of two, at least 16, that a kernel rounds a size up to."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def deciding_dtype(features: Tensor, *others: Tensor) -> torch.dtype:
@@ -246,9 +241,7 @@ def _has_triton() -> bool:
     # without a driver there are only tensors without values, for which no kernel runs
     if torch.version.hip is not None or not torch.cuda.is_available():
         return False
-    if torch.cuda.get_device_capability() < (8, 0):
-        return False
-    return importlib.util.find_spec("triton") is not None
+    return _impl.HAS_TRITON and torch.cuda.get_device_capability() >= (8, 0)
 
 
 # asked while tracing and then constant: torch.compiler.assume_constant_result does no more than

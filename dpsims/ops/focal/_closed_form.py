@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpsims.ops._impl import is_transformed
+
 # one block of float32 logits and its few temporaries stay in a core's cache
 _CPU_BLOCK = 2**18
 # enough to fill a GPU, little beside a full map of logits
@@ -233,7 +235,7 @@ def _reuse(scratch: Tensor) -> Tensor | None:
     seen = (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or torch._C._functorch.is_functorch_wrapped_tensor(scratch)
+        or is_transformed(scratch)
         or type(scratch) not in (Tensor, torch.nn.Parameter)
     )
     return None if seen else scratch

@@ -6,14 +6,14 @@ two of them, and a tail for the rest. Nothing is ever read twice, whatever the m
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpsims.ops._launch import ceil_div, is_flat, map_strides, on, power_of_two, reach
 from dpsims.ops.focal._targets import FocalSpec, divisor
 
 # numbers that a program holds: with 8 warps at most 48 registers of every thread
@@ -105,12 +105,12 @@ def _smooth_part(p, gap, log_total, real, mine, sharp, spread, gamma, GAMMA: tl.
 
 @triton.jit
 def _smooth(
-    head, tail, at, at_tail, ids, factor, channels, smoothing, gamma,
-    GAMMA: tl.constexpr, TAIL: tl.constexpr,
+    head, tail, at, at_tail, ids, factor, smoothing, gamma,
+    CHANNELS: tl.constexpr, GAMMA: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """:func:`_sharp` for targets with a share of every channel."""
     sharp = 1.0 - smoothing
-    spread = smoothing / channels
+    spread = smoothing / CHANNELS
     peak = tl.max(head, 0)
     if TAIL:
         peak = tl.maximum(peak, tl.max(tail, 0))
@@ -124,14 +124,14 @@ def _smooth(
     log_total = tl.log(total)
     p = p / total[None, :]
     value, head = _smooth_part(
-        p, head, log_total, (at < channels)[:, None], at[:, None] == ids[None, :],
+        p, head, log_total, (at < CHANNELS)[:, None], at[:, None] == ids[None, :],
         sharp, spread, gamma, GAMMA,
     )  # fmt: skip
     pull = tl.sum(head, 0)
     if TAIL:
         p_tail = p_tail / total[None, :]
         value_tail, tail = _smooth_part(
-            p_tail, tail, log_total, (at_tail < channels)[:, None],
+            p_tail, tail, log_total, (at_tail < CHANNELS)[:, None],
             at_tail[:, None] == ids[None, :], sharp, spread, gamma, GAMMA,
         )  # fmt: skip
         value += value_tail
@@ -166,17 +166,29 @@ def _pixel_targets(
     return ids, weight
 
 
+@triton.jit
+def _pixel_offsets(
+    row, column, step_h, step_w, FLAT: tl.constexpr, WIDE: tl.constexpr, ALIGN: tl.constexpr
+):  # fmt: skip
+    """Where pixels lie, all at multiples of a number: Triton by itself sees only those of 16."""
+    offset = column * step_w if FLAT and not WIDE else row * step_h + column * step_w
+    # a hint is lost on what compilers simplify: not on a sum with a row of 0
+    if ALIGN > 1:
+        offset = tl.multiple_of(offset, ALIGN)
+    return offset
+
+
 @triton.jit(do_not_specialize=["ignore_index", "num_classes", "target"])
 def _focal_kernel(
     logits, labels, class_weights, counted, upstream, grad, loss,
     logits_b, logits_c, logits_h, logits_w, labels_b, labels_h, labels_w,
     upstream_b, upstream_h, upstream_w, grad_b, grad_c, grad_h, grad_w,
-    channels, pixels, width, blocks,
+    pixels, width, blocks,
     gamma, smoothing, scale, ignore_index, num_classes, target,
     GAMMA: tl.constexpr, SMOOTH: tl.constexpr, HAS_IGNORE: tl.constexpr,
     HAS_TARGET: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_COUNT: tl.constexpr,
     HAS_UPSTREAM: tl.constexpr, HAS_GRAD: tl.constexpr, LOSS: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, ALIGN: tl.constexpr, CHANNELS: tl.constexpr,
     HEAD: tl.constexpr, TAIL: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -208,23 +220,25 @@ def _focal_kernel(
         where = upstream + image * upstream_b + row * upstream_h + column * upstream_w
         factor *= tl.load(where, mask=inside, other=0.0).to(tl.float32)
 
-    source = logits + image * logits_b + (row * logits_h + column * logits_w)[None, :]
+    offset = _pixel_offsets(row, column, logits_h, logits_w, FLAT, WIDE, ALIGN)
+    source = logits + image * logits_b + offset[None, :]
     head = tl.load(source + step * logits_c, mask=inside[None, :], other=0.0).to(tl.float32)
     tail = head
-    real_tail = inside[None, :] & (at_tail < channels)[:, None]
+    real_tail = inside[None, :] & (at_tail < CHANNELS)[:, None]
     if TAIL:
         tail = tl.load(source + step_tail * logits_c, mask=real_tail, other=float("-inf"))
         tail = tail.to(tl.float32)
     if SMOOTH:
         value, head, tail = _smooth(
-            head, tail, at, at_tail, ids, factor, channels, smoothing, gamma, GAMMA, TAIL
+            head, tail, at, at_tail, ids, factor, smoothing, gamma, CHANNELS, GAMMA, TAIL
         )
     else:
         value, head, tail = _sharp(head, tail, at, at_tail, ids, factor, gamma, GAMMA, TAIL)
 
     if HAS_GRAD:
         kept = (weight != 0)[None, :]
-        drain = grad + image * grad_b + (row * grad_h + column * grad_w)[None, :]
+        offset = _pixel_offsets(row, column, grad_h, grad_w, FLAT, WIDE, ALIGN)
+        drain = grad + image * grad_b + offset[None, :]
         head = tl.where(kept, head, 0.0).to(grad.dtype.element_ty)
         tl.store(drain + step * grad_c, head, mask=inside[None, :])
         if TAIL:
@@ -289,23 +303,25 @@ def scale_(grad: Tensor, upstream: Tensor) -> None:
         grad.mul_(upstream)
         return
     block = 4096
-    programs = min(triton.cdiv(grad.numel(), block), 4096)
+    programs = min(ceil_div(grad.numel(), block), 4096)
     if programs:
-        with _on(grad.device):
-            _scale_kernel[(programs,)](grad, upstream, grad.numel(), BLOCK=block, num_warps=4)
+        with on(grad.device):
+            _scale_kernel[(programs,)](
+                grad, upstream, grad.numel(), BLOCK=block, num_warps=4, enable_fp_fusion=True
+            )
 
 
 def tile(channels: int) -> tuple[int, int, int]:
     """Channels of a program's head and tail, powers of two, and its number of pixels."""
     head = 1 << (channels.bit_length() - 1)
-    tail = triton.next_power_of_2(channels - head) if channels > head else 0
+    tail = power_of_two(channels - head) if channels > head else 0
     most = max(1, _TILE // (head + tail))
     return head, tail, min(_MAX_PIXELS, 1 << (most.bit_length() - 1))
 
 
 def _programs(logits: Tensor) -> int:
     batch, channels, height, width = logits.shape
-    return batch * triton.cdiv(height * width, tile(channels)[2])
+    return batch * ceil_div(height * width, tile(channels)[2])
 
 
 def _launch(
@@ -328,13 +344,13 @@ def _launch(
         class_weights = class_weights.contiguous()
     counted, scale = _count(labels, spec)
     maps = [m for m in (logits, labels, grad, upstream) if m is not None]
-    sizes = (channels, height * width, width, triton.cdiv(height * width, pixels))
+    sizes = (height * width, width, ceil_div(height * width, pixels))
     ignore, target = spec.ignore_index, spec.target
     numbers = (spec.gamma, spec.smoothing, scale, ignore or 0, spec.num_classes, target or 0)
-    with _on(logits.device):
+    with on(logits.device):
         _focal_kernel[(_programs(logits),)](
             logits, labels, class_weights, counted, upstream, grad, loss,
-            *logits.stride(), *labels.stride(), *_strides(upstream, 3), *_strides(grad, 4),
+            *map_strides(logits), *map_strides(labels), *_strides(upstream, 3), *_strides(grad, 4),
             *sizes, *numbers,
             GAMMA=int(spec.gamma) if spec.gamma in (0, 1, 2) else _GENERAL,
             SMOOTH=spec.smoothing > 0, HAS_IGNORE=ignore is not None,
@@ -342,9 +358,12 @@ def _launch(
             HAS_COUNT=counted is not None, HAS_UPSTREAM=upstream is not None,
             HAS_GRAD=grad is not None,
             LOSS=0 if loss is None else 1 if spec.reduction == "none" else 2,
-            FLAT=all(_is_flat(m) for m in maps), WIDE=any(_reach(m) >= _INT32 for m in maps),
+            FLAT=all(is_flat(m) for m in maps), WIDE=any(reach(m) >= _INT32 for m in maps),
+            ALIGN=_alignment(logits, grad), CHANNELS=channels,
             HEAD=head, TAIL=tail, PIXELS=pixels,
             num_warps=8 if (head + tail) * pixels > _SMALL_TILE else 4,
+            # stated, for Triton is about to change what it does unless told
+            enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -358,22 +377,11 @@ def _count(labels: Tensor, spec: FocalSpec) -> tuple[Tensor | None, float]:
     return None, 1.0 / max(1, labels.numel()) if mean else 1.0
 
 
+def _alignment(*maps: Tensor | None) -> int:
+    """The largest power of two, up to 16, that divides every step between pixels."""
+    steps = [step for m in maps if m is not None for step in map_strides(m)[-2:]]
+    return math.gcd(16, *steps)
+
+
 def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
-    return (0,) * rank if tensor is None else tensor.stride()
-
-
-def _is_flat(tensor: Tensor) -> bool:
-    """Whether one stride steps through all pixels of an image."""
-    height, width = tensor.shape[-2:]
-    return height == 1 or tensor.stride(-2) == width * tensor.stride(-1)
-
-
-def _reach(tensor: Tensor) -> int:
-    """The distance of an image's last entry from its first."""
-    pairs = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
-    return sum((size - 1) * stride for size, stride in pairs)
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    # kernels run on the current device, which need not be the tensors'
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return (0,) * rank if tensor is None else map_strides(tensor)

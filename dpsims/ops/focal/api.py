@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from dpsims._checks import check_choice, check_int
 from dpsims.errors import InputError
-from dpsims.ops._impl import ResolvedImpl
+from dpsims.ops import _impl
+from dpsims.ops._impl import ResolvedImpl, is_transformed
 from dpsims.ops.focal._closed_form import pixel_focal
 from dpsims.ops.focal._library import fused_focal
 from dpsims.ops.focal._reference import pixel_focal_reference
@@ -20,15 +20,6 @@ FocalImpl = Literal["auto", "reference", "closed_form", "fused"]
 Mode = Literal["eager", "compile", "transform"]
 
 
-def _has_triton() -> bool:
-    try:
-        return importlib.util.find_spec("triton") is not None
-    except ModuleNotFoundError:
-        return False
-
-
-# looked up once: torch.compile cannot trace the search
-_HAS_TRITON = _has_triton()
 FOCAL_IMPLS = ("auto", "reference", "closed_form", "fused")
 # more would leave a program of the kernel too few pixels to read in one go
 MAX_CHANNELS = 2048
@@ -98,7 +89,7 @@ def _obstacle(kind: str, dtype: torch.dtype, num_channels: int, mode: str) -> st
         return f"with {dtype} on CUDA"
     if num_channels > MAX_CHANNELS:
         return f"with more than {MAX_CHANNELS} channels on CUDA"
-    return None if _HAS_TRITON else "on CUDA without Triton"
+    return None if _impl.HAS_TRITON else "on CUDA without Triton"
 
 
 def focal_loss(
@@ -131,8 +122,7 @@ def focal_loss(
 def _mode(*tensors: Tensor) -> Mode:
     if torch.compiler.is_compiling():
         return "compile"
-    wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
-    return "transform" if wrapped else "eager"
+    return "transform" if is_transformed(*tensors) else "eager"
 
 
 def _check_inplace(logits: Tensor, spec: FocalSpec, resolved: ResolvedImpl) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection
 
 import torch
@@ -10,23 +9,14 @@ from torch import Tensor
 
 from dpsims._checks import check_choice
 from dpsims.errors import InputError
-from dpsims.ops._impl import ResolvedImpl
+from dpsims.ops import _impl
+from dpsims.ops._impl import ResolvedImpl, is_transformed
 
 _CHOICES = ("auto", "reference", "closed_form", "fused")
 _FUSED = (torch.float16, torch.bfloat16, torch.float32)
 _CLOSED_FORM = (torch.float32, torch.float64)
 # below, the calls of an autograd.Function cost more than the passes that it saves on a CPU
 _SMALL = 2**18
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ModuleNotFoundError, ValueError):
-        return False
-
-
-_HAS_TRITON = _is_installed("triton")
 
 
 def resolve_spade_tail_impl(
@@ -124,12 +114,8 @@ def resolve_for(impl: str, *maps: Tensor, size: int | None = None) -> str:
         device=maps[0].device.type,
         dtypes=[value.dtype for value in maps],
         size=size,
-        has_triton=_HAS_TRITON,
+        has_triton=_impl.HAS_TRITON,
         compiling=compiling,
         # a compiler cannot trace the question
-        transformed=not compiling and any(map(_is_transformed, maps)),
+        transformed=not compiling and is_transformed(*maps),
     ).impl
-
-
-def _is_transformed(value: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(value)

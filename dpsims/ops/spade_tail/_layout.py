@@ -38,29 +38,39 @@ def signs_are_by_channel(features: Tensor) -> bool:
     return features.shape[1] > 1 and features.stride(1) == 1
 
 
-def signs_sizes(features: Tensor) -> tuple[int, int]:
-    """Bytes of a row of bits, and of all rows of an image.
+def joined_columns(features: Tensor, upsample: int) -> int:
+    """How many columns of a pixel's square stand beside each other in a row of bits.
+
+    Kernels take as many at a time, in runs of a power of two.
+    """
+    power_of_two = upsample & (upsample - 1) == 0
+    return 1 if signs_are_by_channel(features) or not power_of_two else upsample
+
+
+def signs_sizes(features: Tensor, upsample: int) -> tuple[int, int]:
+    """Bytes of a row of bits, and of all rows of an image for one place in a pixel's square.
 
     A row holds the channels of a pixel or the pixels of a channel. Of upsampled features, every
-    place in the square of a pixel has rows of its own.
+    place in the square of a pixel has rows of its own, but for the columns that are joined.
     """
     _, channels, height, width = features.shape
     pixels = height * width
     if signs_are_by_channel(features):
         row = (channels + 7) // 8
         return row, row * pixels
-    row = (pixels + 7) // 8
+    row = (pixels * joined_columns(features, upsample) + 7) // 8
     return row, row * channels
 
 
 def empty_signs(features: Tensor, upsample: int) -> Tensor:
-    size = features.shape[0] * upsample**2 * signs_sizes(features)[1]
+    places = upsample**2 // joined_columns(features, upsample)
+    size = features.shape[0] * places * signs_sizes(features, upsample)[1]
     return torch.empty(size, dtype=torch.uint8, device=features.device)
 
 
 def pack_signs(positive: Tensor, features: Tensor, upsample: int) -> Tensor:
     """The bits of a map of the output's size."""
-    pattern = "b (i j) (h w) c" if signs_are_by_channel(features) else "b (i j) c (h w)"
+    pattern = _pattern(features, upsample)
     rows = rearrange(positive, f"b c (h i) (w j) -> {pattern}", i=upsample, j=upsample)
     groups = F.pad(rows.to(torch.uint8), (0, -rows.shape[-1] % 8)).unflatten(-1, (-1, 8))
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=positive.device)
@@ -70,11 +80,18 @@ def pack_signs(positive: Tensor, features: Tensor, upsample: int) -> Tensor:
 def unpack_signs(signs: Tensor, features: Tensor, upsample: int) -> Tensor:
     """The map that :func:`pack_signs` took."""
     batch, channels, height, width = features.shape
-    last = signs_are_by_channel(features)
+    last, columns = signs_are_by_channel(features), joined_columns(features, upsample)
     bits = (signs.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=signs.device)) & 1
-    length = channels if last else height * width
-    rows = bits.view(batch, upsample**2, height * width if last else channels, -1)[..., :length]
-    pattern = "b (i j) (h w) c" if last else "b (i j) c (h w)"
-    return rearrange(
-        rows.bool(), f"{pattern} -> b c (h i) (w j)", h=height, w=width, i=upsample, j=upsample
-    )
+    length = channels if last else height * width * columns
+    lines = height * width if last else channels
+    rows = bits.view(batch, upsample**2 // columns, lines, -1)[..., :length]
+    sizes = {"h": height, "w": width, "i": upsample, "j": upsample}
+    pattern = _pattern(features, upsample)
+    return rearrange(rows.bool(), f"{pattern} -> b c (h i) (w j)", **sizes)
+
+
+def _pattern(features: Tensor, upsample: int) -> str:
+    if signs_are_by_channel(features):
+        return "b (i j) (h w) c"
+    joined = joined_columns(features, upsample) > 1
+    return "b i c (h w j)" if joined else "b (i j) c (h w)"

@@ -7,12 +7,10 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from dpsims.ops._launch import triton_kernel
 from dpsims.ops.spade_tail import _closed_form
 from dpsims.ops.spade_tail._layout import empty_result, empty_signs, pack_signs, unpack_signs
 from dpsims.ops.spade_tail._reference import normalize, per_channel, summed, upsampled
@@ -45,6 +43,17 @@ def apply(
     if save_signs:
         return result, pack_signs(positive, features, upsample)
     return result, features.new_empty(0, dtype=torch.uint8)
+
+
+@torch.library.custom_op("dpsims::spade_modulate", mutates_args=(), device_types="cpu")
+def modulate(features: Tensor, modulation: Tensor, slope: float, upsample: int) -> Tensor:
+    """The tail of folded weights: a whole scale, and a shift unless there is none."""
+    wide = upsampled(_normalized(features, None, None, 0.0), upsample)
+    channels = features.shape[1]
+    out = wide * modulation[:, :channels].to(wide.dtype)
+    if modulation.shape[1] > channels:
+        out = out + modulation[:, channels:].to(wide.dtype)
+    return empty_result(features, upsample).copy_(torch.where(out > 0, out, out * slope))
 
 
 @torch.library.custom_op("dpsims::spade_sums", mutates_args=(), device_types="cpu")
@@ -113,6 +122,16 @@ def _(
     )
 
 
+@modulate.register_fake
+def _(
+    features: Tensor,
+    modulation: Tensor,
+    slope: float,
+    upsample: int,
+) -> Tensor:
+    return empty_result(features, upsample)
+
+
 @sums.register_fake
 def _(
     grad: Tensor,
@@ -145,20 +164,12 @@ def _(
     return torch.empty_like(features), torch.empty_like(modulation)
 
 
-def _triton_kernel(name: str) -> Callable[..., Any]:
-    def run(*arguments: Any) -> Any:
-        # triton is loaded where it runs
-        from dpsims.ops.spade_tail import _triton
-
-        return getattr(_triton, name)(*arguments)
-
-    return run
-
-
-moments.register_kernel("cuda")(_triton_kernel("moments"))
-apply.register_kernel("cuda")(_triton_kernel("apply"))
-sums.register_kernel("cuda")(_triton_kernel("sums"))
-gradients.register_kernel("cuda")(_triton_kernel("gradients"))
+_KERNELS = "dpsims.ops.spade_tail._triton"
+moments.register_kernel("cuda")(triton_kernel(_KERNELS, "moments"))
+apply.register_kernel("cuda")(triton_kernel(_KERNELS, "apply"))
+modulate.register_kernel("cuda")(triton_kernel(_KERNELS, "modulate"))
+sums.register_kernel("cuda")(triton_kernel(_KERNELS, "sums"))
+gradients.register_kernel("cuda")(triton_kernel(_KERNELS, "gradients"))
 
 
 def _normalized(features: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Tensor:

@@ -8,45 +8,47 @@ device, and no sum depends on the order in which programs run.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpsims.ops.spade_tail._layout import (
-    empty_result,
-    empty_signs,
-    signs_are_by_channel,
-    signs_sizes,
-)
+from dpsims.ops._launch import ceil_div, map_strides, on, power_of_two
+from dpsims.ops.spade_tail._layout import empty_result, empty_signs, signs_sizes
+from dpsims.ops.spade_tail._tiling import grid, num_pixels, shares_of_tiles, tile_sizes
 
-_TILE = 2048
-# programs of a reduction: several for each of a large GPU's processors
-_PROGRAMS = 1024
-# tiles that a program of the moments adds up around the mean of its first one
-_MAX_TILES = 64
-_INT32 = 2**31
+# what only kernels of modulated maps are told
+_OF_SQUARES = ("UP", "COLUMNS", "BY_CHANNEL")
 
 
 @triton.jit
-def _spatial(
-    p,
-    width,
-    s_h,
-    s_w,
-    ROW: tl.constexpr,
-    COLUMN: tl.constexpr,
-    UP: tl.constexpr,
-    FLAT: tl.constexpr,
-):
+def _spatial(p, width, s_h, s_w, FLAT: tl.constexpr):
     """Offset of a pixel inside a plane."""
-    if FLAT:
-        return p * s_w
-    else:  # noqa: RET505  Triton compiles only one of two branches, not what follows them
-        return (p // width * UP + ROW) * s_h + (p % width * UP + COLUMN) * s_w
+    return p * s_w if FLAT else p // width * s_h + p % width * s_w
+
+
+@triton.jit
+def _fine(
+    q, width, s_h, s_w, k, UP: tl.constexpr, COLUMNS: tl.constexpr, FLAT: tl.constexpr
+):  # fmt: skip
+    """The same in a larger map: of entry ``k`` of a pixel's square or, with all columns, row."""
+    if COLUMNS == 1:
+        if FLAT:
+            offset = q * s_w
+        else:
+            offset = (q // width * UP + k // UP) * s_h + (q % width * UP + k % UP) * s_w
+    else:
+        offset = (q // (width * UP) * UP + k) * s_h + q % (width * UP) * s_w
+    return offset
+
+
+@triton.jit
+def _repeated(x, COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Every pixel of a tile as often as its square has columns in one."""
+    if COLUMNS > 1:
+        x = tl.broadcast_to(x[:, :, None], (BLOCK_C, BLOCK_P, COLUMNS))
+        x = tl.reshape(x, (BLOCK_C, BLOCK_P * COLUMNS))
+    return x
 
 
 @triton.jit
@@ -93,16 +95,24 @@ def _pack(bits, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _activated(grad, signs_ptr, c, p, row, inside, slope, BY_CHANNEL: tl.constexpr):
-    """Gradient behind the activation, by the signs that the forward left."""
+def _activated(
+    grad, signs_ptr, c_tile, q_tile, channels, pixels, row, slope,
+    BY_CHANNEL: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """Gradient behind the activation, by the signs that the forward left: a byte for eight."""
+    shift = tl.arange(0, 8)[None, None, :]
+    c, q = _tile(c_tile, q_tile, BLOCK_C, BLOCK_Q, WIDE)
     if BY_CHANNEL:
-        at = p * row + c // 8
-        bit = c % 8
+        q = tl.trans(q)
+        c8 = c_tile * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
+        byte = tl.load(signs_ptr + q * row + c8, mask=(q < pixels) & (c8 < row), other=0)
+        bits = tl.reshape(byte.to(tl.int32)[:, :, None] >> shift, (BLOCK_Q, BLOCK_C))
+        bits = tl.trans(bits)
     else:
-        at = c * row + p // 8
-        bit = p % 8
-    byte = tl.load(signs_ptr + at, mask=inside, other=0).to(tl.int32)
-    return tl.where(((byte >> bit) & 1) != 0, grad, grad * slope)
+        q8 = q_tile * (BLOCK_Q // 8) + tl.arange(0, BLOCK_Q // 8)[None, :]
+        byte = tl.load(signs_ptr + c * row + q8, mask=(c < channels) & (q8 < row), other=0)
+        bits = tl.reshape(byte.to(tl.int32)[:, :, None] >> shift, (BLOCK_C, BLOCK_Q))
+    return tl.where((bits & 1) != 0, grad, grad * slope)
 
 
 @triton.jit
@@ -112,38 +122,46 @@ def apply_kernel(
     x_b, x_c, x_h, x_w, m_b, m_c, m_h, m_w, y_b, y_c, y_h, y_w,
     eps, slope,
     NORMALIZE: tl.constexpr, ACTIVATE: tl.constexpr, SAVE: tl.constexpr,
-    UP: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, BY_CHANNEL: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    WHOLE: tl.constexpr, SHIFT: tl.constexpr,
+    UP: tl.constexpr, COLUMNS: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr,
+    BY_CHANNEL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """``x * (1 + gamma) + beta``; ``x * gamma + beta`` if gamma is whole; with no beta without."""
     image, c_tile, p_tile = _place(channels, pixels, BY_CHANNEL, BLOCK_C, BLOCK_P)
     c, p = _tile(c_tile, p_tile, BLOCK_C, BLOCK_P, WIDE)
-    inside = (c < channels) & (p < pixels)
-    x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, 0, 0, 1, FLAT)
-    x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+    x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, FLAT)
+    x = tl.load(x_at, mask=(c < channels) & (p < pixels), other=0.0).to(tl.float32)
     if NORMALIZE:
         mean, rstd = _statistics(mean_ptr, var_ptr, c, channels, eps)
         x = (x - mean) * rstd
-    for k in tl.static_range(UP * UP):
+    x = _repeated(x, COLUMNS, BLOCK_C, BLOCK_P)
+    _, q = _tile(c_tile, p_tile, BLOCK_C, BLOCK_P * COLUMNS, WIDE)
+    inside = (c < channels) & (q < pixels * COLUMNS)
+    for k in tl.static_range(UP * UP // COLUMNS):
         m_at = m_ptr + image * m_b + c * m_c
-        m_at += _spatial(p, width, m_h, m_w, k // UP, k % UP, UP, FLAT)
+        m_at += _fine(q, width, m_h, m_w, k, UP, COLUMNS, FLAT)
         gamma = tl.load(m_at, mask=inside, other=0.0).to(tl.float32)
-        shift = tl.load(m_at + beta, mask=inside, other=0.0).to(tl.float32)
-        y = x * (1.0 + gamma) + shift
+        if not WHOLE:
+            gamma += 1.0
+        y = x * gamma
+        if SHIFT:
+            y += tl.load(m_at + beta, mask=inside, other=0.0).to(tl.float32)
         if SAVE:
-            signs_at = signs_ptr + (image * (UP * UP) + k) * plane
+            signs_at = signs_ptr + (image * (UP * UP // COLUMNS) + k) * plane
             if BY_CHANNEL:
                 bits = _pack(tl.trans((y > 0) & inside), BLOCK_P, BLOCK_C)
                 c8 = c_tile * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
                 p8 = tl.trans(p)
                 tl.store(signs_at + p8 * row + c8, bits, mask=(p8 < pixels) & (c8 < row))
             else:
-                bits = _pack((y > 0) & inside, BLOCK_C, BLOCK_P)
-                p8 = p_tile * (BLOCK_P // 8) + tl.arange(0, BLOCK_P // 8)[None, :]
-                tl.store(signs_at + c * row + p8, bits, mask=(c < channels) & (p8 < row))
+                bits = _pack((y > 0) & inside, BLOCK_C, BLOCK_P * COLUMNS)
+                q8 = tl.arange(0, BLOCK_P * COLUMNS // 8)[None, :]
+                q8 += p_tile * (BLOCK_P * COLUMNS // 8)
+                tl.store(signs_at + c * row + q8, bits, mask=(c < channels) & (q8 < row))
         if ACTIVATE:
             y = tl.where(y > 0, y, y * slope)
         y_at = y_ptr + image * y_b + c * y_c
-        y_at += _spatial(p, width, y_h, y_w, k // UP, k % UP, UP, FLAT)
+        y_at += _fine(q, width, y_h, y_w, k, UP, COLUMNS, FLAT)
         tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -163,7 +181,7 @@ def moments_kernel(
     c, p = _tile(c_tile, first % p_tiles, BLOCK_C, BLOCK_P, WIDE)
     image = (first // p_tiles).to(tl.int64)
     inside = (c < channels) & (p < pixels)
-    x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, 0, 0, 1, FLAT)
+    x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, FLAT)
     x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
     count = tl.minimum(pixels - first % p_tiles * BLOCK_P, BLOCK_P)
     # sums around a value near the mean do not cancel
@@ -175,7 +193,7 @@ def moments_kernel(
         c, p = _tile(c_tile, tile % p_tiles, BLOCK_C, BLOCK_P, WIDE)
         image = (tile // p_tiles).to(tl.int64)
         inside = (c < channels) & (p < pixels)
-        x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, 0, 0, 1, FLAT)
+        x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, FLAT)
         x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
         gap = tl.where(inside, x - origin, 0.0)
         total += gap
@@ -227,33 +245,38 @@ def sums_kernel(
     channels, pixels, width, plane, row, tiles, share, splits,
     g_b, g_c, g_h, g_w, x_b, x_c, x_h, x_w, m_b, m_c, m_h, m_w,
     eps, slope,
-    ACTIVATE: tl.constexpr, UP: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr,
-    BY_CHANNEL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    ACTIVATE: tl.constexpr, UP: tl.constexpr, COLUMNS: tl.constexpr, FLAT: tl.constexpr,
+    WIDE: tl.constexpr, BY_CHANNEL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Sums of the gradient by the normalised features, plain and times them, of a share."""
     split = tl.program_id(0) % splits
     c_tile = tl.program_id(0) // splits
     p_tiles = tl.cdiv(pixels, BLOCK_P)
-    plain = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    times = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
+    plain = tl.zeros((BLOCK_C, BLOCK_P * COLUMNS), tl.float32)
+    times = tl.zeros((BLOCK_C, BLOCK_P * COLUMNS), tl.float32)
     c, p = _tile(c_tile, 0, BLOCK_C, BLOCK_P, WIDE)
     mean, rstd = _statistics(mean_ptr, var_ptr, c, channels, eps)
     for tile in range(split * share, tl.minimum(split * share + share, tiles)):
         c, p = _tile(c_tile, tile % p_tiles, BLOCK_C, BLOCK_P, WIDE)
         image = (tile // p_tiles).to(tl.int64)
-        inside = (c < channels) & (p < pixels)
-        x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, 0, 0, 1, FLAT)
-        x = (tl.load(x_at, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
-        for k in tl.static_range(UP * UP):
+        x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, FLAT)
+        x = tl.load(x_at, mask=(c < channels) & (p < pixels), other=0.0).to(tl.float32)
+        x = _repeated((x - mean) * rstd, COLUMNS, BLOCK_C, BLOCK_P)
+        _, q = _tile(c_tile, tile % p_tiles, BLOCK_C, BLOCK_P * COLUMNS, WIDE)
+        inside = (c < channels) & (q < pixels * COLUMNS)
+        for k in tl.static_range(UP * UP // COLUMNS):
             g_at = g_ptr + image * g_b + c * g_c
-            g_at += _spatial(p, width, g_h, g_w, k // UP, k % UP, UP, FLAT)
+            g_at += _fine(q, width, g_h, g_w, k, UP, COLUMNS, FLAT)
             m_at = m_ptr + image * m_b + c * m_c
-            m_at += _spatial(p, width, m_h, m_w, k // UP, k % UP, UP, FLAT)
+            m_at += _fine(q, width, m_h, m_w, k, UP, COLUMNS, FLAT)
             grad = tl.load(g_at, mask=inside, other=0.0).to(tl.float32)
             gamma = tl.load(m_at, mask=inside, other=0.0).to(tl.float32)
             if ACTIVATE:
-                signs_at = signs_ptr + (image * (UP * UP) + k) * plane
-                grad = _activated(grad, signs_at, c, p, row, inside, slope, BY_CHANNEL)
+                grad = _activated(
+                    grad, signs_ptr + (image * (UP * UP // COLUMNS) + k) * plane,
+                    c_tile, tile % p_tiles, channels, pixels, row, slope,
+                    BY_CHANNEL, WIDE, BLOCK_C, BLOCK_P * COLUMNS,
+                )  # fmt: skip
             grad = tl.where(inside, grad * (1.0 + gamma), 0.0)
             plain += grad
             times += tl.where(inside, grad * x, 0.0)
@@ -271,62 +294,69 @@ def gradients_kernel(
     dx_b, dx_c, dx_h, dx_w, dm_b, dm_c, dm_h, dm_w,
     eps, slope,
     NORMALIZE: tl.constexpr, SHARES: tl.constexpr, ACTIVATE: tl.constexpr,
-    UP: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, BY_CHANNEL: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    UP: tl.constexpr, COLUMNS: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr,
+    BY_CHANNEL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     image, c_tile, p_tile = _place(channels, pixels, BY_CHANNEL, BLOCK_C, BLOCK_P)
     c, p = _tile(c_tile, p_tile, BLOCK_C, BLOCK_P, WIDE)
-    inside = (c < channels) & (p < pixels)
-    x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, 0, 0, 1, FLAT)
-    x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+    coarse = (c < channels) & (p < pixels)
+    x_at = x_ptr + image * x_b + c * x_c + _spatial(p, width, x_h, x_w, FLAT)
+    x = tl.load(x_at, mask=coarse, other=0.0).to(tl.float32)
     if NORMALIZE:
         mean, rstd = _statistics(mean_ptr, var_ptr, c, channels, eps)
         x = (x - mean) * rstd
-    inner = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    for k in tl.static_range(UP * UP):
+    repeated = _repeated(x, COLUMNS, BLOCK_C, BLOCK_P)
+    _, q = _tile(c_tile, p_tile, BLOCK_C, BLOCK_P * COLUMNS, WIDE)
+    inside = (c < channels) & (q < pixels * COLUMNS)
+    inner = tl.zeros((BLOCK_C, BLOCK_P * COLUMNS), tl.float32)
+    for k in tl.static_range(UP * UP // COLUMNS):
         g_at = g_ptr + image * g_b + c * g_c
-        g_at += _spatial(p, width, g_h, g_w, k // UP, k % UP, UP, FLAT)
+        g_at += _fine(q, width, g_h, g_w, k, UP, COLUMNS, FLAT)
         m_at = m_ptr + image * m_b + c * m_c
-        m_at += _spatial(p, width, m_h, m_w, k // UP, k % UP, UP, FLAT)
+        m_at += _fine(q, width, m_h, m_w, k, UP, COLUMNS, FLAT)
         grad = tl.load(g_at, mask=inside, other=0.0).to(tl.float32)
         gamma = tl.load(m_at, mask=inside, other=0.0).to(tl.float32)
         if ACTIVATE:
-            signs_at = signs_ptr + (image * (UP * UP) + k) * plane
-            grad = _activated(grad, signs_at, c, p, row, inside, slope, BY_CHANNEL)
+            grad = _activated(
+                grad, signs_ptr + (image * (UP * UP // COLUMNS) + k) * plane,
+                c_tile, p_tile, channels, pixels, row, slope,
+                BY_CHANNEL, WIDE, BLOCK_C, BLOCK_P * COLUMNS,
+            )  # fmt: skip
         dm_at = dm_ptr + image * dm_b + c * dm_c
-        dm_at += _spatial(p, width, dm_h, dm_w, k // UP, k % UP, UP, FLAT)
-        tl.store(dm_at, (grad * x).to(dm_ptr.dtype.element_ty), mask=inside)
+        dm_at += _fine(q, width, dm_h, dm_w, k, UP, COLUMNS, FLAT)
+        tl.store(dm_at, (grad * repeated).to(dm_ptr.dtype.element_ty), mask=inside)
         tl.store(dm_at + beta, grad.to(dm_ptr.dtype.element_ty), mask=inside)
         inner += grad * (1.0 + gamma)
+    if COLUMNS > 1:
+        inner = tl.sum(tl.reshape(inner, (BLOCK_C, BLOCK_P, COLUMNS)), axis=2)
     if SHARES:
         inner -= tl.load(shares_ptr + c, mask=c < channels, other=0.0)
         inner -= x * tl.load(shares_ptr + channels + c, mask=c < channels, other=0.0)
     if NORMALIZE:
         inner *= rstd
-    dx_at = dx_ptr + image * dx_b + c * dx_c + _spatial(p, width, dx_h, dx_w, 0, 0, 1, FLAT)
-    tl.store(dx_at, inner.to(dx_ptr.dtype.element_ty), mask=inside)
+    dx_at = dx_ptr + image * dx_b + c * dx_c + _spatial(p, width, dx_h, dx_w, FLAT)
+    tl.store(dx_at, inner.to(dx_ptr.dtype.element_ty), mask=coarse)
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel, in float32."""
-    sizes = _sizes(features, 1, features)
-    tiles, share, splits = _shares(features, sizes)
+    sizes = tile_sizes(features, 1, features)
+    tiles, share, splits = shares_of_tiles(features, sizes)
     channels = features.shape[1]
     parts = features.new_empty((2, splits, channels), dtype=torch.float32)
     counts = features.new_empty(splits, dtype=torch.float32)
     result = features.new_empty((2, channels), dtype=torch.float32)
-    with _on(features.device):
-        moments_kernel[(splits * triton.cdiv(channels, sizes["BLOCK_C"]),)](
+    with on(features.device):
+        moments_kernel[(splits * ceil_div(channels, sizes["BLOCK_C"]),)](
             features, parts[0], parts[1], counts,
-            channels, _pixels(features), features.shape[3], tiles, share, splits,
-            *_strides(features),
-            FLAT=sizes["FLAT"], WIDE=sizes["WIDE"],
-            BLOCK_C=sizes["BLOCK_C"], BLOCK_P=sizes["BLOCK_P"],
+            channels, num_pixels(features), features.shape[3], tiles, share, splits,
+            *map_strides(features),
+            **{name: value for name, value in sizes.items() if name not in _OF_SQUARES},
         )  # fmt: skip
-        combine_kernel[(triton.cdiv(channels, 32),)](
+        combine_kernel[(ceil_div(channels, 32),)](
             parts[0], parts[1], counts, result[0], result[1],
             channels, splits, features.numel() // channels,
-            BLOCK_C=32, BLOCK_S=min(64, triton.next_power_of_2(splits)),
+            BLOCK_C=32, BLOCK_S=min(64, power_of_two(splits)), enable_fp_fusion=True,
         )  # fmt: skip
     mean, var = result.unbind()
     return mean, var
@@ -347,20 +377,42 @@ def apply(
     signs = empty_signs(features, upsample) if save_signs else _no_bytes(features)
     if not out.numel():
         return out, signs
-    sizes = _sizes(features, upsample, features, modulation, out)
-    row, plane = signs_sizes(features)
+    sizes = tile_sizes(features, upsample, features, modulation, out)
+    row, plane = signs_sizes(features, upsample)
     channels = features.shape[1]
-    with _on(features.device):
-        apply_kernel[_grid(features, sizes)](
+    with on(features.device):
+        apply_kernel[grid(features, sizes)](
             features, modulation, mean, var, out, signs,
-            channels, _pixels(features), features.shape[3],
+            channels, num_pixels(features), features.shape[3],
             channels * modulation.stride(1), plane, row,
-            *_strides(features), *_strides(modulation), *_strides(out),
+            *map_strides(features), *map_strides(modulation), *map_strides(out),
             eps, slope,
             NORMALIZE=mean is not None, ACTIVATE=slope != 1, SAVE=save_signs,
-            UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
+            WHOLE=False, SHIFT=True,
+            **sizes,
         )  # fmt: skip
     return out, signs
+
+
+def modulate(features: Tensor, modulation: Tensor, slope: float, upsample: int) -> Tensor:
+    """The tail of folded weights: a whole scale, and a shift unless there is none."""
+    out = empty_result(features, upsample)
+    if not out.numel():
+        return out
+    sizes = tile_sizes(features, upsample, features, modulation, out)
+    channels = features.shape[1]
+    with on(features.device):
+        apply_kernel[grid(features, sizes)](
+            features, modulation, None, None, out, None,
+            channels, num_pixels(features), features.shape[3],
+            channels * modulation.stride(1), 0, 0,
+            *map_strides(features), *map_strides(modulation), *map_strides(out),
+            0.0, slope,
+            NORMALIZE=False, ACTIVATE=slope != 1, SAVE=False,
+            WHOLE=True, SHIFT=modulation.shape[1] > channels,
+            **sizes,
+        )  # fmt: skip
+    return out
 
 
 def sums(
@@ -378,17 +430,17 @@ def sums(
     channels = features.shape[1]
     if not features.numel():
         return features.new_zeros((2, channels), dtype=torch.float32)
-    sizes = _sizes(features, upsample, grad, features, modulation)
-    tiles, share, splits = _shares(features, sizes)
-    row, plane = signs_sizes(features)
+    sizes = tile_sizes(features, upsample, grad, features, modulation)
+    tiles, share, splits = shares_of_tiles(features, sizes)
+    row, plane = signs_sizes(features, upsample)
     parts = features.new_empty((2, splits, channels), dtype=torch.float32)
-    with _on(features.device):
-        sums_kernel[(splits * triton.cdiv(channels, sizes["BLOCK_C"]),)](
+    with on(features.device):
+        sums_kernel[(splits * ceil_div(channels, sizes["BLOCK_C"]),)](
             grad, features, modulation, signs, mean, var, parts,
-            channels, _pixels(features), features.shape[3], plane, row, tiles, share, splits,
-            *_strides(grad), *_strides(features), *_strides(modulation),
+            channels, num_pixels(features), features.shape[3], plane, row, tiles, share, splits,
+            *map_strides(grad), *map_strides(features), *map_strides(modulation),
             eps, slope,
-            ACTIVATE=slope != 1, UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
+            ACTIVATE=slope != 1, **sizes,
         )  # fmt: skip
     return parts.sum(1)
 
@@ -410,79 +462,21 @@ def gradients(
     if not features.numel():
         return to_features, to_modulation
     maps = (grad, features, modulation, to_features, to_modulation)
-    sizes = _sizes(features, upsample, *maps)
-    row, plane = signs_sizes(features)
+    sizes = tile_sizes(features, upsample, *maps)
+    row, plane = signs_sizes(features, upsample)
     channels = features.shape[1]
-    with _on(features.device):
-        gradients_kernel[_grid(features, sizes)](
+    with on(features.device):
+        gradients_kernel[grid(features, sizes)](
             grad, features, modulation, signs, mean, var, shares, to_features, to_modulation,
-            channels, _pixels(features), features.shape[3],
+            channels, num_pixels(features), features.shape[3],
             plane, row, channels * to_modulation.stride(1),
-            *(stride for value in maps for stride in _strides(value)),
+            *(stride for value in maps for stride in map_strides(value)),
             eps, slope,
             NORMALIZE=mean is not None, SHARES=shares is not None, ACTIVATE=slope != 1,
-            UP=upsample, BY_CHANNEL=signs_are_by_channel(features), **sizes,
+            **sizes,
         )  # fmt: skip
     return to_features, to_modulation
 
 
-def _sizes(features: Tensor, upsample: int, *maps: Tensor) -> dict[str, Any]:
-    """Tile and index width for a set of maps."""
-    channels, pixels = features.shape[1], _pixels(features)
-    if signs_are_by_channel(features):
-        block_c = min(max(triton.next_power_of_2(channels), 8), 128)
-        block_p = min(triton.next_power_of_2(pixels), _TILE // block_c)
-    else:
-        block_p = min(max(triton.next_power_of_2(pixels), 8), _TILE // 2)
-        block_c = min(triton.next_power_of_2(channels), _TILE // block_p)
-    return {
-        "FLAT": upsample == 1 and all(_is_flat(value) for value in maps),
-        "WIDE": any(_reach(value) >= _INT32 for value in maps),
-        "BLOCK_C": block_c,
-        "BLOCK_P": block_p,
-    }
-
-
-def _shares(features: Tensor, sizes: dict[str, Any]) -> tuple[int, int, int]:
-    """How a reduction is split: all tiles, tiles per program, programs per tile of channels."""
-    tiles = features.shape[0] * triton.cdiv(_pixels(features), sizes["BLOCK_P"])
-    wanted = triton.cdiv(_PROGRAMS, triton.cdiv(features.shape[1], sizes["BLOCK_C"]))
-    share = min(triton.cdiv(tiles, wanted), _MAX_TILES)
-    return tiles, share, triton.cdiv(tiles, share)
-
-
-def _grid(features: Tensor, sizes: dict[str, Any]) -> tuple[int]:
-    batch, channels = features.shape[:2]
-    tiles = triton.cdiv(channels, sizes["BLOCK_C"])
-    return (batch * tiles * triton.cdiv(_pixels(features), sizes["BLOCK_P"]),)
-
-
-def _pixels(features: Tensor) -> int:
-    return features.shape[2] * features.shape[3]
-
-
-def _is_flat(value: Tensor) -> bool:
-    """Whether the pixels of a plane lie at equal distances."""
-    _, _, height, width = value.shape
-    return height == 1 or width == 1 or value.stride(2) == width * value.stride(3)
-
-
-def _strides(value: Tensor) -> tuple[int, int, int, int]:
-    b, c, h, w = value.stride()
-    # the stride of an axis of one entry means nothing: a column of pixels runs along its height
-    return b, c, h, h if value.shape[3] == 1 and value.shape[2] > 1 else w
-
-
-def _reach(value: Tensor) -> int:
-    """Distance from the first entry of an image to its last one, or the number of its pixels."""
-    reach = sum((n - 1) * s for n, s in zip(value.shape[1:], value.stride()[1:], strict=True))
-    # tiles run over the end
-    return max(reach, value.shape[1:].numel()) + _TILE * max(value.stride()[1:])
-
-
 def _no_bytes(features: Tensor) -> Tensor:
     return features.new_empty(0, dtype=torch.uint8)
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
