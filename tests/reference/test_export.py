@@ -17,7 +17,6 @@ from dpsims.nn import ConditionedBackbone, UNetDecoder
 from dpsims_reference.cli import main
 from dpsims_reference.export import ImagesOnly, export_generator, program_inputs, traced
 from dpsims_reference.generator import build_generator
-from dpsims_reference.presets import preset
 from dpsims_reference.sampling import TrainedGenerator
 
 # what torch.export, onnx and onnxscript say of their own and each other's functions
@@ -50,7 +49,6 @@ def with_oasis(config):
 
 
 CONFIGS = {
-    "tiny": lambda: preset("tiny"),
     "everything": lambda: with_everything(unit_config()),
     "oasis": lambda: with_oasis(unit_config()),
 }
@@ -69,7 +67,7 @@ def run(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [("everything", ".pt2"), ("tiny", ".onnx"), ("everything", ".onnx"), ("oasis", ".onnx")],
+    [("everything", ".pt2"), ("everything", ".onnx"), ("oasis", ".onnx")],
 )
 def test_the_file_gives_the_same_images_and_the_card_describes_it(
     name, suffix, run, tmp_path, capsys
