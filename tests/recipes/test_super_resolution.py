@@ -1,20 +1,15 @@
 import copy
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "super_resolution.py"
+from recipe_parts import load_recipe
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("super_resolution", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_recipe("super_resolution")
     module.BATCH, module.SHOWN, module.PHOTOS = 1, [0], ("chelsea",)
     # reading and proving weights takes most of a short run
     built = module.make_discriminator()
@@ -89,7 +84,3 @@ def test_the_figures_know_better_from_worse(example):
     assert good["PSNR"] > bad["PSNR"]
     assert good[example.JUDGE] < bad[example.JUDGE]
     assert bad["detail"] < good["detail"] < 1
-
-
-def test_the_example_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 120

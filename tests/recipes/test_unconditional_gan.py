@@ -1,20 +1,15 @@
 import copy
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "unconditional_gan.py"
+from recipe_parts import load_recipe
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("unconditional_gan", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_recipe("unconditional_gan")
     module.BATCH, module.IMAGES = 2, 6
     return module
 
@@ -94,7 +89,3 @@ def test_from_scratch_nothing_is_frozen(example):
     discriminator = example.make_discriminator(from_scratch=True)
     assert not discriminator.backbone.frozen
     assert len(list(discriminator.backbone.network.parameters())) > 100
-
-
-def test_the_example_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 120

@@ -1,41 +1,23 @@
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from recipe_parts import QuickNet, load_recipe, quick_features
 
 from dpsims.nn.pretrained import state_sha256
 from dpsims_reference import scene_figures
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "unpaired_translation.py"
-
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("unpaired_translation", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Quick(torch.nn.Module):
-    """Stands for the networks that only measure."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.decoder = torch.nn.Conv2d(3, num_classes, 1)
-
-    def forward(self, images):
-        return self.decoder(images)
+    return load_recipe("unpaired_translation")
 
 
 @pytest.fixture
 def quick_report(monkeypatch):
-    monkeypatch.setattr(scene_figures, "SegmentationNet", Quick)
-    pooled = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    monkeypatch.setattr(scene_figures, "PooledFeatures", lambda: pooled)
+    monkeypatch.setattr(scene_figures, "SegmentationNet", QuickNet)
+    monkeypatch.setattr(scene_figures, "PooledFeatures", quick_features)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +91,3 @@ def test_the_loss_is_lower_where_patches_stand_at_their_place(example, days):
         other = contrast(mirrored, features, generator=torch.Generator().manual_seed(0))
     assert len(features) == len(example.CHANNELS)
     assert other - same > 0.1
-
-
-def test_the_example_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 120

