@@ -52,13 +52,15 @@ def test_the_crops_that_are_measured_are_not_trained_on(example, monkeypatch, tm
 def test_a_discriminator_changes_what_is_learnt_and_the_start_stays(example):
     photos, start, ends = [example.load_photo("chelsea")], example.make_network(8, 2), []
     before = [param.detach().clone() for param in start.parameters()]
-    for weight in (0.0, 0.1, 0.1):
+    for weight in (0.0, 0.1, 0.1, 1.0):
         torch.manual_seed(0)
         network = example.train(start, photos, 2, weight)
         ends.append(network(torch.ones(1, 3, 8, 8)))
     assert all(torch.equal(*pair) for pair in zip(start.parameters(), before, strict=True))
     assert not torch.equal(ends[0], ends[1])
     assert torch.equal(ends[1], ends[2])
+    # the adversarial term itself, not only the matched features
+    assert not torch.equal(ends[2], ends[3])
 
 
 def test_every_patch_is_judged_and_its_pixels_hear_it(example):
