@@ -1,11 +1,9 @@
-"""What the tests of several recipes share."""
+"""Where recipes are, and how their tests load them."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-
-from torch import nn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -16,19 +14,3 @@ def load_recipe(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class QuickNet(nn.Module):
-    """Stands for a segmentation net that only measures."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.decoder = nn.Conv2d(3, num_classes, 1)
-
-    def forward(self, images):
-        return self.decoder(images)
-
-
-def quick_features():
-    """Stands for pooled features of a network."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())

@@ -13,6 +13,7 @@ from dpsims.ops.spade_tail.api import channel_moments
 
 
 def world_size() -> int:
+    """How many processes share the statistics."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1
     return distributed.get_world_size()

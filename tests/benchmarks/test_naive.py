@@ -29,11 +29,13 @@ def drawn(model, batch=2):
     return labels, torch.randn(batch, model.latent_dim, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("model", SMOKE, ids=lambda model: model.architecture)
-@pytest.mark.parametrize("training", [False, True])
+# in training, DP-SIMS's modulations share one norm, which the naive halves cannot follow
+@pytest.mark.parametrize(
+    ("model", "training"),
+    [(SMOKE[0], False), (SMOKE[0], True), (SMOKE[1], False)],
+    ids=["oasis", "oasis-training", "dp_sims"],
+)
 def test_a_naive_generator_computes_the_same_function(model, training):
-    if training and model.architecture == "dp_sims":
-        pytest.skip("its modulations share one norm, which the halves cannot follow in training")
     reference = built(model).double().train(training)
     naive = naive_generator(reference)
     labels, latents = drawn(model)

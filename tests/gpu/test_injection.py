@@ -138,3 +138,5 @@ def test_self_attention_takes_the_flash_kernel(dtype, layout):
         module(features).sum().backward()
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
         module.float()(features.detach().float()).sum().backward()
+    assert features.grad is not None
+    assert bool(features.grad.isfinite().all())

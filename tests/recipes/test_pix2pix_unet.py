@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipe_parts import EXAMPLES, QuickNet, load_recipe, quick_features
+from recipe_parts import EXAMPLES, load_recipe
 
 from dpsims.nn.pretrained import state_sha256
 from dpsims_reference import scene_figures
@@ -21,12 +21,6 @@ TINY = {"SCENES": 6, "UNSEEN": 4, "stack_scenes": STREETS}
 @pytest.fixture(scope="module")
 def example():
     return load_recipe("pix2pix_unet")
-
-
-@pytest.fixture
-def quick_report(monkeypatch):
-    monkeypatch.setattr(scene_figures, "SegmentationNet", QuickNet)
-    monkeypatch.setattr(scene_figures, "PooledFeatures", quick_features)
 
 
 def blocks_of(page):

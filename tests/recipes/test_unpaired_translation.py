@@ -3,21 +3,14 @@ import math
 
 import pytest
 import torch
-from recipe_parts import QuickNet, load_recipe, quick_features
+from recipe_parts import load_recipe
 
 from dpsims.nn.pretrained import state_sha256
-from dpsims_reference import scene_figures
 
 
 @pytest.fixture(scope="module")
 def example():
     return load_recipe("unpaired_translation")
-
-
-@pytest.fixture
-def quick_report(monkeypatch):
-    monkeypatch.setattr(scene_figures, "SegmentationNet", QuickNet)
-    monkeypatch.setattr(scene_figures, "PooledFeatures", quick_features)
 
 
 @pytest.fixture(scope="module")

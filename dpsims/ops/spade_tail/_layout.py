@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 
 def memory_format(features: Tensor) -> torch.memory_format:
+    """That of the features; the usual one where they have both."""
     last = features.is_contiguous(memory_format=torch.channels_last)
     if last and not features.is_contiguous():
         return torch.channels_last
@@ -63,6 +64,7 @@ def signs_sizes(features: Tensor, upsample: int) -> tuple[int, int]:
 
 
 def empty_signs(features: Tensor, upsample: int) -> Tensor:
+    """Room for the bits of all places in a batch."""
     places = upsample**2 // joined_columns(features, upsample)
     size = features.shape[0] * places * signs_sizes(features, upsample)[1]
     return torch.empty(size, dtype=torch.uint8, device=features.device)

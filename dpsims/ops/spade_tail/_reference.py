@@ -19,6 +19,7 @@ AllReduce = Callable[[Tensor], Tensor]
 
 
 def per_channel(values: Tensor) -> Tensor:
+    """One value per channel, as a map ``(C, H, W)`` broadcasts it."""
     return values.view(-1, 1, 1)
 
 
@@ -36,6 +37,7 @@ def moments(
 
 
 def normalize(features: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """Features with mean 0 and variance 1 in every channel."""
     return (features - per_channel(mean)) * per_channel(torch.rsqrt(var + eps))
 
 
@@ -101,6 +103,7 @@ def gradients(
 
 
 def upsampled(features: Tensor, factor: int) -> Tensor:
+    """Every pixel repeated to a square, in the memory format of the features."""
     if factor == 1:
         return features
     out = repeat(features, "b c h w -> b c (h i) (w j)", i=factor, j=factor)

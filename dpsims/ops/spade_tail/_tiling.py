@@ -49,12 +49,14 @@ def shares_of_tiles(features: Tensor, sizes: dict[str, Any]) -> tuple[int, int, 
 
 
 def grid(features: Tensor, sizes: dict[str, Any]) -> tuple[int]:
+    """One program for every tile of every image."""
     batch, channels = features.shape[:2]
     tiles = ceil_div(channels, sizes["BLOCK_C"])
     return (batch * tiles * ceil_div(num_pixels(features), sizes["BLOCK_P"]),)
 
 
 def num_pixels(features: Tensor) -> int:
+    """Of one image."""
     return features.shape[2] * features.shape[3]
 
 
